@@ -1,0 +1,1 @@
+"""The OpenLoRA daemon and gateway. Imports no torch: tensors live in `openlora_engine`, another process."""
