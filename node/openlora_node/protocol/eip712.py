@@ -1,7 +1,7 @@
 """Typed structured data (EIP-712): one declaration gives a struct its digest, its packed wire form and its JSON form.
 
 Generic encoders walk a type description for every message, which costs more than recovering the signature. Here each
-class compiles its field encoders once and caches its type hash; a domain caches its separator. Three forms of one value:
+class compiles its field encoders once and caches its type hash; a domain caches its separator. A value has three forms:
 
 * `struct_hash` / `digest(domain)`: what is signed and what contracts recompute.
 * `pack` / `unpack`: the bytes on the wire and in the journal. Fixed-width fields back to back, big-endian, in the
@@ -345,9 +345,7 @@ class Layout:
         self.words = tuple(codec.word for codec in self.codecs)
         self.packers = tuple(codec.pack for codec in self.codecs)
         self.checks = tuple(codec.check for codec in self.codecs)
-        members = ",".join(
-            f"{codec.name} {name}" for codec, name in zip(self.codecs, self.json_names, strict=True)
-        )
+        members = ",".join(f"{codec.name} {name}" for codec, name in zip(self.codecs, self.json_names, strict=True))
         self.member_string = f"{struct.__name__}({members})"
 
     def referenced(self) -> set[type[TypedStruct]]:

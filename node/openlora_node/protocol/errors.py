@@ -6,11 +6,11 @@ docs/protocol.md is generated from `ErrorCode`. Messages never carry exception t
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import StrEnum
 from typing import Self
 
 
-class ErrorCode(str, Enum):
+class ErrorCode(StrEnum):
     """A stable error code. The member's value is what travels; the other attributes say how to treat it."""
 
     http_status: int
@@ -53,14 +53,19 @@ class ErrorCode(str, Enum):
     DEBT_OUTSTANDING = "DEBT_OUTSTANDING", 402, False, "send a voucher for what earlier responses cost"
     NONCE_REUSED = "NONCE_REUSED", 409, False, "the nonce belongs to another request: draw a fresh random nonce"
     TOO_MANY_NONCES = "TOO_MANY_NONCES", 429, True, "let earlier requests expire before sending more"
-    RESULT_EXPIRED = "RESULT_EXPIRED", 410, False, "the response is gone, its receipt stands; sign a new request to run again"
+    RESULT_EXPIRED = (
+        "RESULT_EXPIRED",
+        410,
+        False,
+        "the receipt stands, the text is gone; sign a new request to run again",
+    )
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND", 404, False, "ask for a base model that this node serves"
     ADAPTER_NOT_FOUND = "ADAPTER_NOT_FOUND", 404, False, "check the adapter id, or publish the adapter first"
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG", 400, False, "shorten the prompt or lower maxTokens to fit the context"
     UNSUPPORTED = "UNSUPPORTED", 400, False, "leave out the named feature; this node does not offer it"
 
     # While serving and paying.
-    ENGINE_UNAVAILABLE = "ENGINE_UNAVAILABLE", 503, True, "the engine is starting or restarting: retry, or ask another node"
+    ENGINE_UNAVAILABLE = "ENGINE_UNAVAILABLE", 503, True, "the engine is starting: retry, or ask another node"
     ENGINE_FAILED = "ENGINE_FAILED", 500, True, "the run failed and costs nothing: send the same request again"
     CANCELLED = "CANCELLED", 499, False, "the request was cancelled; the receipt charges what was generated"
     NODE_LOST = "NODE_LOST", 502, True, "the node vanished mid-stream; pay nothing beyond vouchers given, then retry"
@@ -68,7 +73,7 @@ class ErrorCode(str, Enum):
     VOUCHER_LATE = "VOUCHER_LATE", 402, True, "send the next voucher: output is paused 1,024 tokens past the newest"
     VOUCHER_CONFLICT = "VOUCHER_CONFLICT", 409, False, "cumulative tokens and compute may only grow, both together"
     VOUCHER_TOO_LOW = "VOUCHER_TOO_LOW", 402, False, "cover earlier debt and the prompt's fee in the opening voucher"
-    RECEIPT_INVALID = "RECEIPT_INVALID", 502, False, "the receipt contradicts what arrived: do not pay it, avoid the node"
+    RECEIPT_INVALID = "RECEIPT_INVALID", 502, False, "the receipt contradicts what arrived: do not pay it"
     NOT_FOUND = "NOT_FOUND", 404, False, "nothing is stored under that id here"
     INTERNAL = "INTERNAL", 500, True, "a fault of ours: retry once, then report the code and the time"
 
@@ -77,8 +82,8 @@ class ErrorCode(str, Enum):
     CONFIG_SECRET = "CONFIG_SECRET", 500, False, "move the secret to a file of mode 0600 and name the file instead"
     DATADIR_LOCKED = "DATADIR_LOCKED", 500, False, "stop the process named, or give this one its own data directory"
     DATADIR_UNSAFE = "DATADIR_UNSAFE", 500, False, "give the data directory to this user with mode 0700"
-    JOURNAL_TOO_NEW = "JOURNAL_TOO_NEW", 500, False, "run the newer version that wrote the journal, or restore a backup"
-    JOURNAL_MISMATCH = "JOURNAL_MISMATCH", 500, False, "use the data directory of this node, chain and settlement contract"
+    JOURNAL_TOO_NEW = "JOURNAL_TOO_NEW", 500, False, "run the version that wrote the journal, or restore a backup"
+    JOURNAL_MISMATCH = "JOURNAL_MISMATCH", 500, False, "use the data directory of this node, chain and contract"
     JOURNAL_CORRUPT = "JOURNAL_CORRUPT", 500, False, "stop, keep the file, restore the newest backup"
     CLOCK_WRONG = "CLOCK_WRONG", 500, False, "set the clock: the journal holds entries from the future"
     STORAGE_FULL = "STORAGE_FULL", 507, True, "free disk space; nothing that was confirmed is lost"

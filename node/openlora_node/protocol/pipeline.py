@@ -7,6 +7,7 @@ same choice. There is one way to write a pipeline: adapters in ascending id orde
 from __future__ import annotations
 
 from enum import IntEnum
+from itertools import pairwise
 
 from .eip712 import Bytes32, Int32, TypedStruct, Uint8, Uint32
 from .errors import ErrorCode, ProtocolError
@@ -59,7 +60,7 @@ class Pipeline(TypedStruct, frozen=True, kw_only=True):
         if any(adapter.weight == 0 or adapter.weight % WEIGHT_QUANTUM for adapter in self.adapters):
             raise _refuse(f"a mix weight is a non-zero multiple of {WEIGHT_QUANTUM} ten-thousandths")
         ids = [adapter.id for adapter in self.adapters]
-        if any(left >= right for left, right in zip(ids, ids[1:], strict=False)):
+        if any(left >= right for left, right in pairwise(ids)):
             raise _refuse("adapters stand in ascending order of their ids, each once")
         if self.base in ids:
             raise _refuse("the base is not an adapter of itself")
