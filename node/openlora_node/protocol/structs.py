@@ -105,6 +105,14 @@ class Voucher(TypedStruct, frozen=True, kw_only=True):
         return tokens >= 0 and compute >= 0
 
 
+class AccountQuery(TypedStruct, frozen=True, kw_only=True):
+    """Payer → node: show me my vouchers and open receipts. Signed by the payer or its signer; valid ± 60 s."""
+
+    payer: AddressField
+    node: Bytes32
+    issued_at: Uint64
+
+
 class ReceiptStatus(IntEnum):
     """How a response ended."""
 
