@@ -21,8 +21,8 @@ PeerAddress = Annotated[bytes, Meta(min_length=20, max_length=20)]
 Packed = Annotated[bytes, Meta(max_length=8192)]
 """A packed struct, signed or not."""
 Body = Annotated[bytes, Meta(max_length=1 << 20)]
-Number = Annotated[int, Meta(ge=0, lt=1 << 63)]
-TokenId = Annotated[int, Meta(ge=0, lt=1 << 32)]
+Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+TokenId = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", omit_defaults=True):
