@@ -48,10 +48,9 @@ class LocalSigner:
     __slots__ = ("_key", "address")
 
     def __init__(self, secret: bytes) -> None:
-        try:
-            self._key = PrivateKey(secret)
-        except (ValueError, TypeError):
-            raise ProtocolError(ErrorCode.BAD_ID, "a private key is 32 bytes in the range 1..n-1") from None
+        if len(secret) != 32 or not 0 < int.from_bytes(secret, "big") < CURVE_ORDER:  # coincurve pads short keys
+            raise ProtocolError(ErrorCode.MALFORMED, "a private key is 32 bytes in the range 1..n-1")
+        self._key = PrivateKey(secret)
         self.address = public_key_address(self._key.public_key)
 
     def sign_digest(self, digest: bytes) -> bytes:
