@@ -95,7 +95,9 @@ if ! command -v node >/dev/null 2>&1 && [ ! -x $venv/bin/node ]; then
 fi
 if [ -f contracts/package-lock.json ]; then
   say "the contracts' tool chain (solc, OpenZeppelin, forge, anvil)"
-  (cd contracts && PATH="$PWD/../$venv/bin:$PATH" npm ci --no-audit --no-fund --loglevel=error >>"../$log" 2>&1) || { tail -n 25 "$log" >&2; fail "npm ci failed in contracts/"; }
+  # Not `npm ci`: it wants every platform's binary in the lock file, also those that a mirror may not carry.
+  (cd contracts && PATH="$PWD/../$venv/bin:$PATH" npm install --no-save --no-audit --no-fund --loglevel=error \
+    >>"../$log" 2>&1) || { tail -n 25 "$log" >&2; fail "npm install failed in contracts/"; }
 fi
 
 echo "$want" >$stamp
