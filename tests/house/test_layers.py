@@ -16,7 +16,8 @@ PACKAGES = ("node", "kernels", "chain")
 
 def lint(folder: Path) -> subprocess.CompletedProcess[str]:
     environment = os.environ | {"PYTHONPATH": os.pathsep.join(str(folder / package) for package in PACKAGES)}
-    command = [str(Path(sys.executable).parent / "lint-imports"), "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
+    tool = Path(sys.executable).parent / "lint-imports"
+    command = [str(tool), "--config", str(ROOT / "pyproject.toml"), "--no-cache"]
     return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=60, check=False)
 
 
