@@ -1,0 +1,153 @@
+"""The root of `openlora`: finds the noun, runs it, turns every outcome into an exit code and at most a few lines.
+
+A noun is a file beside this one with a typer app named `app`, and a row in NOUNS. It is imported only when it is used:
+`--help` and `--version` cost no more than typer, whatever the nouns import.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from importlib import import_module
+from importlib.metadata import version as distribution_version
+from typing import Annotated, Any, cast
+
+import typer
+from typer.core import TyperGroup
+
+from ..protocol.errors import OpenLoraError
+from .exits import Exit, exit_for
+from .options import AsJson
+from .output import print_error, print_fault, print_json, print_usage_error
+
+USAGE_ERROR = cast("type[Exception]", typer.BadParameter.__mro__[1])
+"""click's UsageError, the base of all it says about a command line; typer exports only this subclass."""
+
+
+OUTPUT_LOST = "openlora: standard output cannot be written: free disk space or name another file"
+
+
+class ReaderLeft(Exception):
+    """Whoever read standard output has closed it."""
+
+
+@dataclass(frozen=True)
+class Noun:
+    """A group of commands: its name is its file's, the summary stands in `openlora --help`."""
+
+    name: str
+    summary: str
+
+
+NOUNS = (
+    Noun("config", "Show, check and explain the configuration."),
+    Noun("db", "Check and back up the journal."),
+)
+
+
+class Root(TyperGroup):
+    """The commands of this file and, lazily, the nouns."""
+
+    def list_commands(self, ctx: Any) -> list[str]:
+        """All names, in alphabetical order."""
+        return sorted([*self.commands, *(noun.name for noun in NOUNS)])
+
+    def get_command(self, ctx: Any, cmd_name: str) -> Any:
+        """A command, or a noun known by its summary alone: enough for help and for completion of its name."""
+        noun = next((noun for noun in NOUNS if noun.name == cmd_name), None)
+        return TyperGroup(name=noun.name, help=noun.summary) if noun else super().get_command(ctx, cmd_name)
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """The command that `args` name; a noun is imported here."""
+        name, command, rest = super().resolve_command(ctx, args)
+        if any(noun.name == name for noun in NOUNS):
+            command = typer.main.get_command(import_module(f"{__package__}.{name}").app)
+        return name, command, rest
+
+    def main(self, args: Sequence[str] | None = None, *arguments: Any, **options: Any) -> Any:
+        """Run and exit. Nothing but SystemExit leaves, unless Python runs in development mode."""
+        args = list(sys.argv[1:] if args is None else args)
+        options["standalone_mode"] = False
+        status: int = Exit.OK
+        try:
+            status, report = _outcome(lambda: super(Root, self).main(args, *arguments, **options), "--json" in args)
+            report()
+            sys.stdout.flush()
+        except OSError as error:
+            # A reader that left has what it wanted (`| head`); the interpreter's flush at exit must not fail once more.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            if not isinstance(error, BrokenPipeError):
+                print(OUTPUT_LOST, file=sys.stderr)
+                status = Exit.INTERNAL
+        sys.exit(status)
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run the command. typer would turn a reader that left into an error; `main` decides that."""
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            raise ReaderLeft from None
+
+
+def _outcome(run: Callable[[], Any], as_json: bool) -> tuple[int, Callable[[], None]]:
+    """Run a command: its exit code, and what remains to be printed."""
+    try:
+        status = run()
+    except OpenLoraError as error:
+        return exit_for(error.code), partial(print_error, error, as_json=as_json)
+    except USAGE_ERROR as error:
+        return Exit.USAGE, partial(_explain_usage, error, as_json)
+    except (typer.Abort, KeyboardInterrupt):
+        return Exit.INTERRUPTED, lambda: None
+    except ReaderLeft:
+        return Exit.OK, lambda: None
+    except Exception as error:
+        if sys.flags.dev_mode:
+            raise
+        return Exit.INTERNAL, partial(print_fault, type(error).__name__, as_json=as_json)
+    return status if isinstance(status, int) else Exit.OK, lambda: None
+
+
+def _explain_usage(error: Any, as_json: bool) -> None:
+    """click's message and where to read on; a bare `openlora` or noun prints its help instead."""
+    if type(error).__name__ == "NoArgsIsHelpError":
+        print(error.format_message(), file=sys.stderr)
+        return
+    path = error.ctx.command_path if error.ctx else "openlora"
+    print_usage_error(" ".join(error.format_message().split()), f"See `{path} --help`.", as_json=as_json)
+
+
+app = typer.Typer(
+    name="openlora",
+    cls=Root,
+    help="Serve LoRA adapters, sign what was served, get paid for it.",
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@app.callback(invoke_without_command=True)
+def root(
+    ctx: typer.Context, show_version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False
+) -> None:
+    """Serve LoRA adapters, sign what was served, get paid for it."""
+    if show_version:
+        version()
+        raise typer.Exit
+    if ctx.invoked_subcommand is None:
+        ctx.fail("Missing command.")
+
+
+@app.command()
+def version(as_json: AsJson = False) -> None:
+    """Print the version."""
+    number = distribution_version("openlora-node")
+    if as_json:
+        print_json({"version": number})
+    else:
+        print(f"openlora {number}")
