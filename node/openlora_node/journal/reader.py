@@ -1,0 +1,174 @@
+"""A read-only view of a journal, for the CLI and for answering queries: it can neither write nor block the writer."""
+
+from __future__ import annotations
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Self
+
+from ..protocol.eip712 import Signed
+from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.ids import Digest
+from ..protocol.structs import Receipt
+from .backup import back_up
+from .binding import read_binding
+from .books import LEDGER_COLUMNS, Account, Books, ledger_of
+from .database import Transaction, connect, scalar, storage_errors
+from .integrity import violations
+from .receipts import receipt_of
+from .schema import bundled, check_version
+from .values import Binding, Ledger, LedgerKey, RequestState, StoredReceipt
+
+MAX_VIOLATIONS = 20
+
+
+@dataclass(frozen=True)
+class Summary:
+    """How much a journal holds."""
+
+    schema: int
+    running: int
+    interrupted: int
+    receipts: int
+    ledgers: int
+    newest_seq: int | None
+
+
+class Reader:
+    """Synchronous and bound to no thread, but used by one at a time. Each method sees the newest commit.
+
+    Raises OpenLoraError NOT_FOUND where there is no journal, JOURNAL_TOO_NEW, JOURNAL_CORRUPT, STORAGE_*.
+    """
+
+    def __init__(self, path: Path) -> None:
+        if not path.is_file():
+            raise OpenLoraError(ErrorCode.NOT_FOUND, f"there is no journal named {path.name} here")
+        with storage_errors():
+            self._connection = connect(path, "ro")
+            try:
+                self.schema = bundled()[-1].version
+                self.binding = _binding_of(self._connection, self.schema)
+            except BaseException:
+                self._connection.close()
+                raise
+        self._view = Transaction(self._connection)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._connection.close()
+
+    def summary(self) -> Summary:
+        """Counts over the whole journal."""
+        with self._snapshot():
+            states = dict(self._view.all("SELECT state, count(*) FROM requests GROUP BY state"))
+            return Summary(
+                schema=self.schema,
+                running=states.get(RequestState.RUNNING, 0),
+                interrupted=states.get(RequestState.INTERRUPTED, 0),
+                receipts=scalar(self._connection, "SELECT count(*) FROM receipts"),
+                ledgers=scalar(self._connection, "SELECT count(*) FROM ledgers"),
+                newest_seq=scalar(self._connection, "SELECT max(seq) FROM receipts"),
+            )
+
+    def request_state(self, digest: Digest) -> RequestState | None:
+        """Where a request stands; None if it is unknown or forgotten."""
+        with storage_errors():
+            row = self._view.one("SELECT state FROM requests WHERE digest = ?", digest)
+        return None if row is None else RequestState(row[0])
+
+    def receipt(self, request_digest: Digest) -> StoredReceipt | None:
+        """The receipt of a request."""
+        with storage_errors():
+            return receipt_of(self._view, request_digest)
+
+    def receipts(self, node: bytes, after_seq: int, limit: int) -> list[StoredReceipt]:
+        """A node's receipts past `after_seq` in the order of the chain, at most `limit`."""
+        with storage_errors():
+            rows = self._view.all(
+                "SELECT signed, digest, salt FROM receipts WHERE node = ? AND seq > ? ORDER BY seq LIMIT ?",
+                node, after_seq, limit,
+            )  # fmt: skip
+        return [StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt) for signed, digest, salt in rows]
+
+    def account(self, payer: bytes, node: bytes) -> Account:
+        """A payer's sums with one node."""
+        with storage_errors():
+            return Books(self._view).account(payer, node)
+
+    def ledger(self, key: LedgerKey) -> Ledger:
+        """One ledger, empty if there is none under this key."""
+        with storage_errors():
+            return Books(self._view).ledger(key)
+
+    def ledgers(self, payer: bytes, node: bytes, limit: int) -> list[Ledger]:
+        """A payer's ledgers with one node, at most `limit`."""
+        with storage_errors():
+            rows = self._view.all(
+                f"SELECT {LEDGER_COLUMNS} FROM ledgers WHERE payer = ? AND node = ? LIMIT ?",  # noqa: S608 - a constant
+                payer, node, limit,
+            )  # fmt: skip
+        return [ledger_of(row) for row in rows]
+
+    def open_receipts(self, key: LedgerKey, limit: int) -> list[StoredReceipt]:
+        """The newest receipts of a ledger that its newest voucher does not cover yet, newest first."""
+        with self._snapshot():
+            owed = Books(self._view).ledger(key).owed
+            rows = self._view.all(
+                "SELECT signed, digest, salt FROM receipts WHERE payer = ? AND node = ? AND signer = ? AND pipeline = ?"
+                " ORDER BY seq DESC LIMIT ?",
+                key.payer, key.node, key.signer, key.pipeline, limit,
+            )  # fmt: skip
+        found = []
+        for signed, digest, salt in rows:
+            if owed <= 0:
+                break
+            found.append(StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt))
+            owed -= found[-1].receipt.value.fee
+        return found
+
+    def violations(self, deep: bool = False) -> list[str]:
+        """The first `MAX_VIOLATIONS` things that are wrong, each as what and where."""
+        with self._snapshot():
+            return list(islice(violations(self._connection, self.binding, deep), MAX_VIOLATIONS))
+
+    def check_integrity(self, deep: bool = False) -> None:
+        """Raises OpenLoraError JOURNAL_CORRUPT with the first violation and how many there are."""
+        if found := self.violations(deep):
+            raise OpenLoraError(
+                ErrorCode.JOURNAL_CORRUPT, f"{found[0]} ({len(found)} found): keep the file, restore the newest backup"
+            )
+
+    def back_up(self, target: Path) -> None:
+        """Copy the journal to `target` while it is in use. Never replaces a file."""
+        with storage_errors():
+            back_up(self._connection, target)
+
+    @contextmanager
+    def _snapshot(self) -> Iterator[None]:
+        """Several reads of one state."""
+        with storage_errors():
+            self._connection.execute("BEGIN")
+            try:
+                yield
+            finally:
+                if self._connection.in_transaction:
+                    self._connection.execute("ROLLBACK")
+
+
+def _binding_of(connection: sqlite3.Connection, schema: int) -> Binding:
+    if check_version(connection, schema) < schema:
+        raise OpenLoraError(ErrorCode.JOURNAL_MISMATCH, "the journal has an older schema: start the daemon once")
+    binding = read_binding(connection)
+    if binding is None:
+        raise OpenLoraError(ErrorCode.JOURNAL_MISMATCH, "the journal was never opened by a daemon")
+    return binding
