@@ -21,17 +21,13 @@ from typer.core import TyperGroup
 from ..protocol.errors import OpenLoraError
 from .exits import Exit, exit_for
 from .options import AsJson
-from .output import print_error, print_fault, print_json, print_usage_error
+from .output import OutputLostError, ReaderLeftError, print_error, print_fault, print_json, print_usage_error
 
 USAGE_ERROR = cast("type[Exception]", typer.BadParameter.__mro__[1])
 """click's UsageError, the base of all it says about a command line; typer exports only this subclass."""
 
 
 OUTPUT_LOST = "openlora: standard output cannot be written: free disk space or name another file"
-
-
-class ReaderLeft(Exception):
-    """Whoever read standard output has closed it."""
 
 
 @dataclass(frozen=True)
@@ -76,20 +72,19 @@ class Root(TyperGroup):
             status, report = _outcome(lambda: super(Root, self).main(args, *arguments, **options), "--json" in args)
             report()
             sys.stdout.flush()
-        except OSError as error:
-            # A reader that left has what it wanted (`| head`); the interpreter's flush at exit must not fail once more.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            if not isinstance(error, BrokenPipeError):
-                print(OUTPUT_LOST, file=sys.stderr)
-                status = Exit.INTERNAL
+        except (ReaderLeftError, BrokenPipeError):
+            # A reader that left has what it wanted (`| head`).
+            _forget_output()
+        except (OutputLostError, OSError):
+            _forget_output()
+            print(OUTPUT_LOST, file=sys.stderr)
+            status = Exit.INTERNAL
         sys.exit(status)
 
-    def invoke(self, ctx: Any) -> Any:
-        """Run the command. typer would turn a reader that left into an error; `main` decides that."""
-        try:
-            return super().invoke(ctx)
-        except BrokenPipeError:
-            raise ReaderLeft from None
+
+def _forget_output() -> None:
+    """Drop what is buffered: the interpreter's own flush at exit must not fail once more."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _outcome(run: Callable[[], Any], as_json: bool) -> tuple[int, Callable[[], None]]:
@@ -102,8 +97,10 @@ def _outcome(run: Callable[[], Any], as_json: bool) -> tuple[int, Callable[[], N
         return Exit.USAGE, partial(_explain_usage, error, as_json)
     except (typer.Abort, KeyboardInterrupt):
         return Exit.INTERRUPTED, lambda: None
-    except ReaderLeft:
-        return Exit.OK, lambda: None
+    except ReaderLeftError:
+        return Exit.OK, _forget_output
+    except OutputLostError:
+        raise
     except Exception as error:
         if sys.flags.dev_mode:
             raise

@@ -7,7 +7,7 @@ from typing import Annotated
 import typer
 
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
-from .output import print_json, print_table
+from .output import print_json, print_table, print_text
 
 app = typer.Typer(help="Show, check and explain the configuration.", no_args_is_help=True, **NOUN)
 
@@ -47,7 +47,7 @@ def check(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False)
     if as_json:
         print_json({"ok": True, "file": file, "keys": len(loaded.settings), "set": changed})
     else:
-        print(f"valid: {file or 'no file'}, {changed} of {len(loaded.settings)} keys set")
+        print_text(f"valid: {file or 'no file'}, {changed} of {len(loaded.settings)} keys set")
 
 
 @app.command()
@@ -60,7 +60,7 @@ def reference(as_json: AsJson = False) -> None:
     from ..config.reference import reference as page
 
     if not as_json:
-        print(page(), end="")
+        print_text(page().removesuffix("\n"))
         return
     print_json(
         [

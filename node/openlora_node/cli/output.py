@@ -6,6 +6,7 @@ otherwise errors go to standard error. rich honours NO_COLOR; without a terminal
 
 from __future__ import annotations
 
+import io
 import json
 import sys
 from collections.abc import Iterable, Sequence
@@ -15,9 +16,27 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 PIPE_WIDTH = 10_000
 
 
+class ReaderLeftError(Exception):
+    """Whoever read standard output has closed it, as `| head` does: no error, nothing more to say."""
+
+
+class OutputLostError(Exception):
+    """Standard output takes no more: the disk below it is full or failing."""
+
+
+def print_text(text: str) -> None:
+    """A result as it stands. Raises ReaderLeftError when the reader has left, OutputLostError when the disk is full."""
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        raise ReaderLeftError from None
+    except OSError:
+        raise OutputLostError from None
+
+
 def print_json(value: object) -> None:
     """One JSON document, ASCII only, so that no terminal or encoding changes it."""
-    print(json.dumps(value, indent=2))
+    print_text(json.dumps(value, indent=2))
 
 
 def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
@@ -26,16 +45,16 @@ def print_table(columns: Sequence[str], rows: Iterable[Sequence[str]]) -> None:
     from rich.table import Table
     from rich.text import Text
 
-    console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
+    # Drawn in memory and printed by us: rich would exit on its own when the reader has left.
+    drawn, terminal = io.StringIO(), sys.stdout.isatty()
+    console = Console(file=drawn, force_terminal=terminal, width=None if terminal else PIPE_WIDTH)
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
         table.add_column(column, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    with console.capture() as capture:
-        console.print(table)
-    # Printed here, not by rich: it would exit on its own when the reader has left.
-    print("\n".join(line.rstrip() for line in capture.get().splitlines()))
+    console.print(table)
+    print_text("\n".join(line.rstrip() for line in drawn.getvalue().splitlines()))
 
 
 def print_error(error: OpenLoraError, *, as_json: bool) -> None:

@@ -1,6 +1,6 @@
 """The configuration room: one frozen `Config` from flags, environment and file. Imports only the protocol."""
 
-from .kinds import HostPort
+from .endpoints import HostPort
 from .loader import Loaded, Setting, load
 from .problems import ConfigError, Problem
 from .schema import Config

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .kinds import HostPort
+    from .endpoints import HostPort
     from .schema import Config
 
 RULE_ERROR = "openlora_rule"

@@ -15,16 +15,13 @@ from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..protocol.crypto import Address
+from .endpoints import HostPort, HttpUrl, Listen, Multiaddr
 from .kinds import (
     Amount,
     Count,
     Duration,
     FilePath,
-    HostPort,
-    HttpUrl,
-    Listen,
     ModelRef,
-    Multiaddr,
     RateLimit,
     Size,
     WalletAddress,
