@@ -54,7 +54,16 @@ def open_journal(path: Path, clock: Clock | None = None, **options: object) -> J
     return Journal.open(path, NODE_BINDING, clock or Clock(), **options)  # type: ignore[arg-type]
 
 
-def request(nonce: int, *, payer: int = 0, max_fee: int = 1_000, pipeline: bytes = PIPELINE, issued_at: int = NOW, node: bytes = NODE, max_tokens: int = 100) -> Signed[Request]:  # fmt: skip
+def request(
+    nonce: int,
+    *,
+    payer: int = 0,
+    max_fee: int = 1_000,
+    pipeline: bytes = PIPELINE,
+    issued_at: int = NOW,
+    node: bytes = NODE,
+    max_tokens: int = 100,
+) -> Signed[Request]:
     """Request number `nonce` of payer number `payer`, signed by the payer."""
     return Request(
         payer=signer(payer).address,
@@ -95,6 +104,7 @@ class Builder:
     def __call__(self, slot: ReceiptSlot) -> ReceiptDraft:
         self.slots.append(slot)
         free = self.status == ReceiptStatus.FAILED
+        tokens = 0 if free else self.tokens
         grown = Tally(slot.before.tokens + self.tokens, slot.before.compute_micro_wei + self.tokens * self.micro)
         after = slot.before if free else grown
         receipt = Receipt(
@@ -104,8 +114,8 @@ class Builder:
             pipeline_id=slot.request.value.pipeline_id,
             status=self.status,
             engine_digest=b"\x55" * 32,
-            prompt_tokens=self.tokens // 2,
-            completion_tokens=self.tokens - self.tokens // 2,
+            prompt_tokens=tokens // 2,
+            completion_tokens=tokens - tokens // 2,
             output_hash=b"\x66" * 32,
             attribution_root=ZERO32,
             commitment_root=ZERO32,
@@ -119,7 +129,17 @@ class Builder:
         return ReceiptDraft(receipt.sign(DOMAIN, NODE_KEY), b"\x77" * 32, after)
 
 
-def voucher(tokens: int, compute: int, *, payer: int = 0, by: int | None = None, royalty: int = 2, pipeline: bytes = PIPELINE, reference: bytes = ZERO32, node: bytes = NODE) -> VoucherEntry:  # fmt: skip
+def voucher(
+    tokens: int,
+    compute: int,
+    *,
+    payer: int = 0,
+    by: int | None = None,
+    royalty: int = 2,
+    pipeline: bytes = PIPELINE,
+    reference: bytes = ZERO32,
+    node: bytes = NODE,
+) -> VoucherEntry:
     """A voucher for these cumulative amounts, worth compute and `royalty` wei a token."""
     key = signer(payer if by is None else by)
     value = Voucher(

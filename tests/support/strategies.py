@@ -51,9 +51,14 @@ def receipts(draw: st.DrawFn, **fixed: st.SearchStrategy[Any]) -> structs.Receip
     """Any valid receipt."""
     started, finished = sorted(draw(st.tuples(*[st.integers(0, 2**64 - 1)] * 2)))
     status = draw(st.sampled_from(structs.ReceiptStatus))
-    amount = st.just(0) if status == structs.ReceiptStatus.FAILED else st.integers(0, 2**127 - 1)
+    free = status == structs.ReceiptStatus.FAILED
+    amount = st.just(0) if free else st.integers(0, 2**127 - 1)
+    count = st.just(0) if free else st.integers(0, 2**64 - 1)
+    counts = {"prompt_tokens": count, "completion_tokens": count}
     times = {"started_at": st.just(started), "finished_at": st.just(finished)}
-    return draw(typed(structs.Receipt, status=st.just(status), compute=amount, royalties=amount, **times, **fixed))
+    return draw(
+        typed(structs.Receipt, status=st.just(status), compute=amount, royalties=amount, **counts, **times, **fixed)
+    )
 
 
 @st.composite
@@ -68,9 +73,13 @@ def pipelines(draw: st.DrawFn) -> Pipeline:
     return Pipeline.of(base, *adapters, base_terms_version=version, method=draw(st.sampled_from(MixMethod)))
 
 
-quotes = living(structs.Quote, 10**6, royalties=st.lists(typed(structs.Royalty), min_size=1, max_size=5).map(tuple))
+quotes = living(
+    structs.Quote,
+    structs.MAX_QUOTE_LIFETIME_S,
+    royalties=st.lists(typed(structs.Royalty), min_size=1, max_size=5, unique_by=lambda r: r.artifact).map(tuple),
+)
 requests = living(structs.Request, structs.MAX_REQUEST_LIFETIME_S)
-vouchers = typed(structs.Voucher)
+vouchers = typed(structs.Voucher, cumulative_tokens=st.integers(0, structs.MAX_CUMULATIVE_TOKENS))
 adverts = living(
     structs.NodeAdvert,
     structs.MAX_ADVERT_LIFETIME_S,
@@ -78,7 +87,7 @@ adverts = living(
     reach=st.sampled_from(structs.Reach),
     base_models=st.lists(bytes32, max_size=2).map(tuple),
     addresses=st.lists(st.text("abcdefgh/.0123", max_size=20), max_size=2).map(tuple),
-    device=st.text("abc é", max_size=12),
+    device=st.text("abc é×", max_size=12),
     dtype=st.text("abc16", max_size=8),
     version=st.text("0123.", max_size=8),
     memory_total=st.just(2**32 - 1),

@@ -14,7 +14,7 @@ from openlora_node.protocol import chunks, framing, manifest, merkle, messages, 
 from openlora_node.protocol.crypto import CURVE_ORDER, HALF_CURVE_ORDER, Address, LocalSigner, keccak256
 from openlora_node.protocol.eip712 import Domain, TypedStruct, type_hash, type_string
 from openlora_node.protocol.ids import format_address, format_artifact_id, format_bytes
-from openlora_node.protocol.pipeline import Adapter, MixMethod, Pipeline
+from openlora_node.protocol.pipeline import WEIGHT_ONE, Adapter, MixMethod, Pipeline
 
 HERE = Path(__file__).parent
 
@@ -132,7 +132,7 @@ MAX_VOUCHER = structs.Voucher(
     payer=PAYER.address,
     node=NODE_ID,
     pipeline_id=PIPELINE.id,
-    cumulative_tokens=2**64 - 1,
+    cumulative_tokens=2**63 - 1,
     cumulative_compute=2**128 - 1,
     reference_digest=b"\xff" * 32,
 )
@@ -227,9 +227,34 @@ def refused_signatures() -> Any:
     ]
 
 
+def refused_pipelines() -> Any:
+    """Values that look like pipelines and are none."""
+    good = PIPELINE.to_json()
+    first, second = good["adapters"]
+
+    def adapters(*changed: dict[str, Any]) -> dict[str, Any]:
+        return good | {"adapters": list(changed)}
+
+    return [
+        {"name": name, "value": value}
+        for name, value in {
+            "weight off the quantum": adapters(first | {"weight": "501"}, second),
+            "weight zero": adapters(first | {"weight": "0"}, second),
+            "descending ids": adapters(second, first),
+            "one adapter twice": adapters(first, first),
+            "five adapters": adapters(*(first | {"id": f"0x{n:064x}"} for n in range(1, 6))),
+            "the base as an adapter": adapters(first | {"id": good["base"]}) | {"method": "0"},
+            "a method for one adapter": adapters(first) | {"method": "3"},
+            "unknown method": good | {"method": "7"},
+            "extra key": good | {"note": "x"},
+        }.items()
+    ]
+
+
 def pipelines() -> Any:
-    """Pipeline ids, packed forms and royalty schedules."""
+    """Pipeline ids and packed forms."""
     return {
+        "refused": refused_pipelines(),
         "type": type_string(Pipeline),
         "pipelines": [
             {
@@ -278,11 +303,58 @@ def pricing_vectors() -> Any:
                 "adapterRates": [str(rate) for rate in adapter_rates],
                 "weights": [adapter.weight for adapter in pipeline.adapters],
                 "numerators": [str(numerator) for numerator in schedule.numerators],
-                "denominator": str(schedule.denominator),
+                "denominator": str(WEIGHT_ONE * pricing.TOKENS_PER_RATE),
                 "steps": steps,
             }
         )
-    return {"cases": cases}
+    return {"cases": cases, "bounds": bounds(), "owed": owed()}
+
+
+def bounds() -> Any:
+    """The largest legal rates and the most tokens that keep cumulative royalties within 128 bits."""
+    pipeline = PIPELINES["four adapters, extreme weights"]
+    schedule = pricing.RoyaltySchedule.of(pipeline, pricing.MAX_ROYALTY_RATE, (pricing.MAX_ROYALTY_RATE,) * 4)
+    tokens = (2**128 - 1) * WEIGHT_ONE * pricing.TOKENS_PER_RATE // sum(schedule.numerators)
+    royalties = schedule.royalties(tokens)
+    return {
+        "pipelineId": format_bytes(pipeline.id),
+        "rate": str(pricing.MAX_ROYALTY_RATE),
+        "tokens": str(tokens),
+        "royalties": str(royalties),
+        "shares": [str(share) for share in schedule.shares(royalties)],
+    }
+
+
+def owed() -> Any:
+    """What vouchers of several shapes leave unpaid of one tally."""
+    schedule = pricing.RoyaltySchedule.of(PIPELINE, 10**13, (5 * 10**13, 0))
+    tally = pricing.Tally(1_000, 10**12)
+    shapes = [(0, 0), (1_000, 10**6), (2**40, 0), (0, 10**30), (1_000, 10**6 - 1), (999, 10**6), (5_000, 10**9)]
+    cases = []
+    for tokens, compute in shapes:
+        voucher = structs.Voucher(
+            payer=PAYER.address,
+            node=NODE_ID,
+            pipeline_id=PIPELINE.id,
+            cumulative_tokens=tokens,
+            cumulative_compute=compute,
+            reference_digest=bytes(32),
+        )
+        cases.append(
+            {
+                "cumulativeTokens": str(tokens),
+                "cumulativeCompute": str(compute),
+                "owed": str(tally.owed(schedule, voucher)),
+            }
+        )
+    return {
+        "pipelineId": format_bytes(PIPELINE.id),
+        "baseRate": str(10**13),
+        "adapterRates": [str(5 * 10**13), "0"],
+        "tallyTokens": str(tally.tokens),
+        "tallyComputeMicroWei": str(tally.compute_micro_wei),
+        "vouchers": cases,
+    }
 
 
 def merkle_vectors() -> Any:
@@ -384,10 +456,22 @@ def manifests() -> Any:
             shares_root=word("shares").hex(),
         ),
     ]
+    text = values[1].encode().decode()
+    refused = {
+        "parent directory": text.replace("adapter_config.json", "../adapter_config.json"),
+        "absolute path": text.replace("adapter_config.json", "/adapter_config.json"),
+        "space after a comma": text.replace(",", ", ", 1),
+        "unknown key": text.replace('{"base":', '{"author":1,"base":', 1),
+        "a float": text.replace('"rank":8', '"rank":8.0'),
+        "null": text.replace('"rank":8', '"rank":null'),
+        "an escape that need not be": text.replace("q_proj", "q\\u005fproj"),
+        "two files of one name": text.replace("adapter_model.safetensors", "adapter_config.json"),
+    }
     return {
+        "refused": [{"name": name, "text": wrong} for name, wrong in refused.items()],
         "manifests": [
             {"canonical": value.encode().decode(), "artifactId": format_artifact_id(value.id)} for value in values
-        ]
+        ],
     }
 
 
@@ -399,12 +483,37 @@ def wire() -> Any:
         messages.Infer(id=1, request=request, pipeline=PIPELINE.pack(), body=BODY),
         messages.Tokens(id=1, start=0, token_ids=TOKEN_IDS, text="ça"),
         messages.Done(id=1, receipt=RECEIPT.sign(DOMAIN, NODE).pack(), finish_reason="stop", salt=word("salt")),
+        messages.Paused(id=1, cumulative_tokens=16, cumulative_compute=(10**20).to_bytes(16, "big")),
         messages.ErrorReply(id=2, code="BUSY", message="busy", retry_after_ms=250, alternatives=(NODE_ID,)),
     ]
+    others: list[tuple[messages.StreamProtocol[Any], messages.Message]] = [
+        (
+            messages.VOUCHER,
+            messages.Account(
+                ledgers=(
+                    messages.Ledger(
+                        signer=PAYER.address,
+                        pipeline=PIPELINE.pack(),
+                        tokens=16,
+                        compute_micro_wei=(10**20).to_bytes(20, "big"),
+                    ),
+                ),
+                open_receipts=(),
+            ),
+        ),
+        (messages.ADVERT, messages.GetAdverts(known=(NODE_ID + (7).to_bytes(8, "big"),))),
+        (messages.ARTIFACT, messages.Chunk(file=0, index=2, data=b"chunk", proof=(word("sibling"),))),
+    ]
     return {
-        "protocol": messages.INFER.id,
-        "frames": [{"t": type(m).__struct_config__.tag, "frame": format_bytes(messages.INFER.encode(m))} for m in sent],
-        "varints": {str(n): framing.encode_varint(n).hex() for n in (0, 1, 127, 128, 300, 65_535, 2**28 - 1)},
+        "frames": [
+            {
+                "protocol": protocol.id,
+                "t": type(message).__struct_config__.tag,
+                "frame": format_bytes(protocol.encode(message)),
+            }
+            for protocol, message in [*((messages.INFER, message) for message in sent), *others]
+        ],
+        "varints": {str(n): framing.encode_varint(n).hex() for n in (1, 127, 128, 300, 65_535, 2**28 - 1)},
         "bodyHash": {"body": format_bytes(BODY), "hash": format_bytes(structs.body_hash(BODY))},
         "outputHash": {
             "tokenIds": list(TOKEN_IDS),

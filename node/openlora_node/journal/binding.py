@@ -23,8 +23,9 @@ def read_binding(connection: sqlite3.Connection) -> Binding | None:
     if row is None:
         return None
     chain_id, contract, name, version, role, owner = row
-    domain = Domain(chain_id=int(chain_id), verifying_contract=contract, name=name, version=version)
-    return Binding(domain, Role(role), owner)
+    if (name, version) != (Domain.name, Domain.version):
+        raise OpenLoraError(ErrorCode.JOURNAL_MISMATCH, "the journal belongs to another version of the protocol")
+    return Binding(Domain(chain_id=int(chain_id), verifying_contract=contract), Role(role), owner)
 
 
 def bind(connection: sqlite3.Connection, binding: Binding, on_step: OnStep) -> None:

@@ -8,13 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.pricing import MAX_WEI, Tally
+from ..protocol.structs import Voucher
 from .database import Transaction
 from .values import Ledger, LedgerKey
 
 MAX_INTEGER = (1 << 63) - 1
-"""The largest integer that SQLite stores: bounds tokens, seq and times here, though the protocol allows 2^64 - 1."""
+"""The largest integer that SQLite stores: bounds seq and times here, though the protocol allows 2^64 - 1."""
 
 LEDGER_COLUMNS = (
     "payer, node, signer, pipeline, tokens, compute_micro_wei, fee, reserved, voucher, voucher_value, redeemed"
@@ -59,12 +61,14 @@ class Account:
 def ledger_of(row: tuple[Any, ...]) -> Ledger:
     """A ledger from its `LEDGER_COLUMNS`."""
     payer, node, signer, pipeline, tokens, micro, fee, reserved, voucher, value, redeemed = row
+    newest = None if voucher is None else Signed.unpack(Voucher, voucher).value
     return Ledger(
         key=LedgerKey(payer, node, signer, pipeline),
         tally=Tally(tokens, number(micro)),
         fee=number(fee),
         reserved=number(reserved),
         voucher=voucher,
+        voucher_compute=newest.cumulative_compute if newest else 0,
         voucher_value=number(value),
         redeemed=number(redeemed),
     )

@@ -17,7 +17,6 @@ from ..protocol.errors import ProtocolError
 from ..protocol.ids import ZERO32
 from ..protocol.structs import Receipt, Request, Voucher
 from .books import LEDGER_COLUMNS, OPEN, Account, ledger_of, number, wei
-from .receipts import charged_tokens
 from .values import Binding, Ledger, LedgerKey, Role
 
 SHALLOW_ROWS = 1_000
@@ -76,7 +75,7 @@ def ledgers(connection: sqlite3.Connection, domain: Domain | None) -> Iterator[s
         try:
             ledger = ledger_of(row)
         except ProtocolError as error:
-            yield f"ledger {row[0].hex()}: {error.message}"
+            yield f"ledger of payer {row[0].hex()}: does not decode: {error.message}"
             continue
         for finding in _ledger(connection, ledger, domain):
             yield f"ledger of payer {row[0].hex()}, pipeline {row[3].hex()}: {finding}"
@@ -123,19 +122,16 @@ def accounts(connection: sqlite3.Connection) -> Iterator[str]:
         for payer, node, exposure, owed in connection.execute("SELECT payer, node, exposure, owed FROM accounts")
     }
     rows = connection.execute(f"SELECT {LEDGER_COLUMNS} FROM ledgers ORDER BY payer, node")  # noqa: S608 - a constant
-    for (payer, node), group in groupby(map(_unchecked, rows), key=lambda ledger: (ledger.key.payer, ledger.key.node)):
-        exposure = owed = 0
-        for ledger in group:
-            exposure, owed = exposure + ledger.exposure, owed + ledger.owed
-        if stored.pop((payer, node), Account()) != Account(exposure, owed):
+    for (payer, node), group in groupby(rows, key=lambda row: (row[0], row[1])):
+        held = stored.pop((payer, node), Account())
+        try:
+            sums = [(ledger.exposure, ledger.owed) for ledger in map(ledger_of, group)]
+        except ProtocolError:
+            continue  # `ledgers` says what is wrong with it
+        if held != Account(sum(exposure for exposure, _ in sums), sum(owed for _, owed in sums)):
             yield f"account of payer {payer.hex()}: differs from the sum over its ledgers"
     for payer, _ in stored:
         yield f"account of payer {payer.hex()}: has no ledger"
-
-
-def _unchecked(row: tuple[Any, ...]) -> Ledger:
-    """Exposure and debt need no tally, which `ledgers` judges."""
-    return ledger_of((*row[:4], 0, b"", *row[6:]))
 
 
 def signed_requests(connection: sqlite3.Connection, binding: Binding, deep: bool) -> Iterator[str]:
@@ -177,7 +173,7 @@ def _receipt_agrees(binding: Binding, row: tuple[Any, ...]) -> bool:
     value = Signed.unpack(Receipt, packed).value
     said = [
         value.node, value.seq, value.previous, value.request_digest, value.payer, value.pipeline_id,
-        value.status, charged_tokens(value), wei(value.compute), wei(value.royalties),
+        value.status, value.tokens, wei(value.compute), wei(value.royalties),
     ]  # fmt: skip
     return (value.digest(binding.domain), said) == (digest, columns) and binding.covers(value.payer, value.node)
 

@@ -104,15 +104,10 @@ def _insert(transaction: Transaction, domain: Domain, found: OpenRequest, draft:
         "INSERT INTO receipts (node, seq, digest, previous, request_digest, payer, signer, pipeline, status, tokens,"
         " compute, royalties, salt, signed) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",
         receipt.node, receipt.seq, digest, receipt.previous, found.digest, key.payer, key.signer, key.pipeline,
-        receipt.status, integer(charged_tokens(receipt), "tokens"), wei(receipt.compute), wei(receipt.royalties),
+        receipt.status, integer(receipt.tokens, "tokens"), wei(receipt.compute), wei(receipt.royalties),
         draft.salt, draft.receipt.pack(),
     )  # fmt: skip
     return StoredReceipt(draft.receipt, digest, draft.salt)
-
-
-def charged_tokens(receipt: Receipt) -> int:
-    """The tokens by which a receipt advances its ledger: none where the response failed."""
-    return 0 if receipt.status == ReceiptStatus.FAILED else receipt.tokens
 
 
 def _check(found: OpenRequest, draft: ReceiptDraft, before: Tally) -> None:
@@ -123,12 +118,12 @@ def _check(found: OpenRequest, draft: ReceiptDraft, before: Tally) -> None:
         raise _invalid("its payer, node or pipeline differs from the request's")
     if receipt.fee > request.max_fee:
         raise _invalid("it costs more than maxFee")
-    if after.tokens - before.tokens != charged_tokens(receipt) or after.compute - before.compute != receipt.compute:
+    if after.tokens - before.tokens != receipt.tokens or after.compute - before.compute != receipt.compute:
         raise _invalid("its tokens or compute differ from what the ledger grows by")
     if after.compute_micro_wei < before.compute_micro_wei:
         raise _invalid("a ledger only grows")
     if receipt.status == ReceiptStatus.FAILED and after != before:
-        raise _invalid("a failed response costs nothing")
+        raise _invalid("a failed response leaves the ledger as it was")
     if len(draft.salt) != SALT_LENGTH:
         raise _invalid(f"the salt of its leaf is {SALT_LENGTH} bytes")
 

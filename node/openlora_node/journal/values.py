@@ -84,7 +84,10 @@ class Ledger:
     reserved: int = 0
     voucher: bytes | None = None
     """The newest voucher, packed with its signature."""
+    voucher_compute: int = 0
+    """The compute of the newest voucher."""
     voucher_value: int = 0
+    """Its compute and the royalties of its tokens."""
     redeemed: int = 0
     """What the chain has paid for vouchers of this ledger, cumulative."""
 
@@ -99,12 +102,25 @@ class Ledger:
 
         A voucher given while a request runs prepays part of its reservation: the two are not added.
         """
-        return max(0, max(self.fee + self.reserved, self.voucher_value) - self.redeemed)
+        return max(0, max(self.fee + self.reserved, self.voucher_value + self.owed) - self.redeemed)
 
     @property
     def owed(self) -> int:
-        """Committed fees that no voucher covers yet. What was redeemed was vouchered, even if the voucher is lost."""
-        return max(0, self.fee - max(self.voucher_value, self.redeemed))
+        """Committed fees that no voucher covers yet, compute and royalties judged apart (see `pricing.Tally.owed`).
+
+        What was redeemed was vouchered, even if the voucher is lost.
+        """
+        compute = max(0, self.tally.compute - self.voucher_compute)
+        owed = compute + max(0, self._royalties - self._voucher_royalties)
+        return owed if self.redeemed <= self.voucher_value else min(owed, max(0, self.fee - self.redeemed))
+
+    @property
+    def _royalties(self) -> int:
+        return self.fee - self.tally.compute
+
+    @property
+    def _voucher_royalties(self) -> int:
+        return self.voucher_value - self.voucher_compute
 
 
 @dataclass(frozen=True)

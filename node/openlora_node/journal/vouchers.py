@@ -24,7 +24,14 @@ def advance_voucher(transaction: Transaction, entry: VoucherEntry) -> Advanced |
             return Ignored(before)
         if entry.value < before.voucher_value:
             raise OpenLoraError(ErrorCode.VOUCHER_CONFLICT, "a newer voucher is worth no less than the one before")
-    after = replace(before, voucher=entry.voucher.pack(), voucher_value=entry.value)
+    if entry.value < voucher.cumulative_compute:
+        raise OpenLoraError(ErrorCode.BAD_AMOUNT, "a voucher is worth its compute at least")
+    after = replace(
+        before,
+        voucher=entry.voucher.pack(),
+        voucher_compute=voucher.cumulative_compute,
+        voucher_value=entry.value,
+    )
     books.save("voucher", before, after)
     return Advanced(after)
 

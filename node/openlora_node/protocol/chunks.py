@@ -74,6 +74,8 @@ def verify_chunk(root: bytes, size: int, index: int, chunk: bytes, proof: Sequen
     """Raise ProtocolError BAD_CHUNK unless `chunk` is chunk `index` of the file with this root and size."""
     if len(chunk) != chunk_length(size, index):
         raise ProtocolError(ErrorCode.BAD_CHUNK, "the chunk has the wrong length")
+    if any(len(sibling) != 32 for sibling in proof):
+        raise ProtocolError(ErrorCode.BAD_CHUNK, "a proof is made of 32-byte hashes")
     node, siblings, count = chunk_hash(chunk), iter(proof), chunk_count(size)
     while count > 1:
         if index ^ 1 < count:

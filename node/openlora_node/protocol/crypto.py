@@ -71,8 +71,8 @@ def public_key_address(key: PublicKey) -> Address:
 
 def check_signature(signature: bytes) -> None:
     """Refuse every form of signature that a contract would refuse. Raises ProtocolError BAD_SIGNATURE."""
-    if len(signature) != SIGNATURE_LENGTH:
-        raise ProtocolError(ErrorCode.BAD_SIGNATURE, f"a signature is 65 bytes, this one has {len(signature)}")
+    if type(signature) is not bytes or len(signature) != SIGNATURE_LENGTH:
+        raise ProtocolError(ErrorCode.BAD_SIGNATURE, "a signature is exactly 65 bytes")
     if signature[64] not in (27, 28):
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the last byte of a signature, v, is 27 or 28")
     s = int.from_bytes(signature[32:64], "big")

@@ -37,7 +37,6 @@ class Solidity:
 
 
 Uint8 = Annotated[int, Solidity("uint8")]
-Uint16 = Annotated[int, Solidity("uint16")]
 Uint32 = Annotated[int, Solidity("uint32")]
 Uint64 = Annotated[int, Solidity("uint64")]
 Uint128 = Annotated[int, Solidity("uint128")]
@@ -378,9 +377,9 @@ class Domain(msgspec.Struct, frozen=True, kw_only=True):
 
     chain_id: int
     verifying_contract: Address
-    name: str = "OpenLoRA"
-    version: str = "1"
 
+    name: ClassVar[str] = "OpenLoRA"
+    version: ClassVar[str] = "1"
     TYPE: ClassVar[str] = "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 
     def __post_init__(self) -> None:
@@ -528,21 +527,3 @@ class Signed(Generic[T]):
         if not isinstance(data, Mapping) or set(data) != {"value", "signature"}:
             raise _malformed("a signed struct has exactly the keys value and signature")
         return cls(struct.from_json(data["value"]), parse_signature(data["signature"]))
-
-
-__all__ = [
-    "AddressField",
-    "Bytes32",
-    "Domain",
-    "Int32",
-    "Signed",
-    "String",
-    "TypedStruct",
-    "Uint8",
-    "Uint16",
-    "Uint32",
-    "Uint64",
-    "Uint128",
-    "type_hash",
-    "type_string",
-]

@@ -95,13 +95,21 @@ class OpenLoraError(Exception):
     """An error with a stable code and a message that says what to do.
 
     `message` is shown to the other side as it stands: one sentence, no exception text, no path, no secret.
-    `retry_after_ms` is set with BUSY and RATE_LIMITED.
+    `retry_after_ms` is set with BUSY and RATE_LIMITED; `alternatives` are node ids that may serve instead.
     """
 
-    def __init__(self, code: ErrorCode, message: str | None = None, *, retry_after_ms: int | None = None) -> None:
+    def __init__(
+        self,
+        code: ErrorCode,
+        message: str | None = None,
+        *,
+        retry_after_ms: int | None = None,
+        alternatives: tuple[bytes, ...] = (),
+    ) -> None:
         self.code = code
         self.message = message or code.remedy
         self.retry_after_ms = retry_after_ms
+        self.alternatives = alternatives
         super().__init__(f"{code.value}: {self.message}")
 
 

@@ -6,6 +6,8 @@ byte of the frame is kept.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from .errors import ErrorCode, ProtocolError
 
 MAX_VARINT_BYTES = 4
@@ -34,30 +36,42 @@ def encode_frame(payload: bytes, max_size: int) -> bytes:
 
 
 class FrameDecoder:
-    """Cuts a byte stream into frames. Keeps at most one incomplete frame, never more than `max_size` bytes of it."""
+    """Cuts a byte stream into frames. Between feeds it keeps less than one frame; after an error it keeps nothing."""
 
     def __init__(self, max_size: int) -> None:
         self._max_size = max_size
         self._buffer = bytearray()
+        self._error: ProtocolError | None = None
 
     def __repr__(self) -> str:
         return f"FrameDecoder({len(self._buffer)} bytes waiting, cap {self._max_size})"
 
-    def feed(self, data: bytes) -> list[bytes]:
-        """Add received bytes; return the frames that they complete.
+    def feed(self, data: bytes) -> Iterator[bytes]:
+        """Add received bytes; iterate over the frames that they complete, to the end, before the next call.
 
-        Raises ProtocolError MALFORMED or FRAME_TOO_LARGE; the stream is then of no more use.
+        However the stream was split, the frames before a bad one come out first. Then, and from then on, raises
+        ProtocolError MALFORMED or FRAME_TOO_LARGE. Feed what one read gave (64 KiB or so) at a time.
         """
+        if self._error is not None:
+            raise self._error
         self._buffer += data
-        frames, start = [], 0
-        while (header := self._length(start)) is not None:
-            length, body = header
-            if len(self._buffer) - body < length:
-                break
-            start = body + length
-            frames.append(bytes(self._buffer[body:start]))
-        del self._buffer[:start]
-        return frames
+        return self._frames()
+
+    def _frames(self) -> Iterator[bytes]:
+        start = 0
+        try:
+            while (header := self._length(start)) is not None:
+                length, body = header
+                if len(self._buffer) - body < length:
+                    break
+                start = body + length
+                yield bytes(self._buffer[body:start])
+        except ProtocolError as error:
+            self._error = error
+            start = len(self._buffer)
+            raise
+        finally:
+            del self._buffer[:start]
 
     def finish(self) -> None:
         """Call at the end of the stream. Raises MALFORMED when it ends inside a frame."""

@@ -24,8 +24,9 @@ MAX_FILES = 4096
 MAX_FILE_BYTES = 1 << 42
 MAX_DEPTH = 8
 MAX_PATH_BYTES = 255
+MAX_SEGMENTS = 16
 _MAX_INTEGER = (1 << 53) - 1
-_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+=-]*", re.ASCII)
+_SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._+=-]*[A-Za-z0-9_+=-])?", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
 
 
@@ -53,12 +54,14 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     version: int = MANIFEST_VERSION
 
     def __post_init__(self) -> None:
+        if type(self) is Manifest:
+            raise _refuse("a manifest is that of a base, an adapter or a dataset")
         if self.version != MANIFEST_VERSION or self.chunk_size != CHUNK_SIZE:
             raise _refuse(f"this software reads manifest version {MANIFEST_VERSION} with {CHUNK_SIZE}-byte chunks")
         if not 1 <= len(self.files) <= MAX_FILES:
             raise _refuse(f"a manifest names 1 to {MAX_FILES} files")
         _check_tree([entry.path for entry in self.files])
-        _check_json(self.config)
+        _check_json(self.config, 1)
 
     def encode(self) -> bytes:
         """The canonical bytes. Raises BAD_MANIFEST beyond 1 MiB."""
@@ -101,7 +104,7 @@ class AdapterManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields
             parse_artifact_id(dataset)
         if list(self.datasets) != sorted(set(self.datasets)):
             raise _refuse("datasets stand in ascending order, each once")
-        _check_json(self.recipe)
+        _check_json(self.recipe, 1)
 
 
 class DatasetManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="dataset"):
@@ -134,9 +137,8 @@ def decode_manifest(data: bytes, expected: ArtifactId | None = None) -> AnyManif
         raise _refuse(f"these bytes are not the manifest of {format_artifact_id(expected)}")
     try:
         manifest = _decoder.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        cause = error.__cause__
-        raise cause if isinstance(cause, ProtocolError) else _refuse("the manifest does not parse") from None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise _refuse("the manifest does not parse") from None
     if manifest.encode() != data:
         raise _refuse("the manifest is not canonical: sorted keys, no spaces, no defaults left out")
     return manifest
@@ -157,12 +159,14 @@ def canonical_json(value: Any) -> bytes:
 
 
 def check_path(path: str) -> None:
-    """Refuse every file name that could leave its directory or mean two files on some system.
+    """Refuse every file name that could leave its directory or read as an option.
 
-    Allowed: segments of ASCII letters, digits and `._+=-`, not starting with `.`, `-`, `+` or `=`, joined by `/`.
+    Allowed: 1 to 16 segments of ASCII letters, digits and `._+=-`, beginning with a letter, a digit or `_`, not ending
+    with `.`, joined by `/`.
     """
-    if len(path) > MAX_PATH_BYTES or not all(_SEGMENT.fullmatch(segment) for segment in path.split("/")):
-        raise _refuse("a file name is a relative path of letters, digits and ._+=- without leading dots")
+    segments = path.split("/")
+    if len(path) > MAX_PATH_BYTES or len(segments) > MAX_SEGMENTS or not all(map(_SEGMENT.fullmatch, segments)):
+        raise _refuse("a file name is a relative path of letters, digits and ._+=- without dots at either end")
 
 
 def _check_tree(paths: list[str]) -> None:

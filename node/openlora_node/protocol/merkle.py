@@ -92,7 +92,9 @@ class MerkleTree:
 
 
 def verify_proof(root: bytes, leaf: bytes, proof: Sequence[bytes]) -> bool:
-    """Whether `proof` leads from `leaf` to `root`, as OpenZeppelin's MerkleProof.verify decides it."""
+    """Whether `proof` leads from `leaf` to `root`, as OpenZeppelin's MerkleProof.verify decides it for bytes32."""
+    if any(len(word) != 32 for word in (root, leaf, *proof)):
+        return False
     node = leaf
     for sibling in proof:
         node = _pair(node, sibling)

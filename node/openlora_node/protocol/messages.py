@@ -22,6 +22,8 @@ Packed = Annotated[bytes, Meta(max_length=8192)]
 """A packed struct, signed or not."""
 Body = Annotated[bytes, Meta(max_length=1 << 20)]
 Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
+RequestId = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
+"""Chosen by the payer; 0 stands for the whole stream, in errors only."""
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 
 
@@ -43,13 +45,18 @@ class ErrorReply(Message, frozen=True, kw_only=True, tag="error"):
     def of(cls, error: OpenLoraError, request: int = 0) -> ErrorReply:
         """The wire form of an error."""
         return cls(
-            id=request, code=error.code.value, message=error.message[:512], retry_after_ms=error.retry_after_ms or 0
+            id=request,
+            code=error.code.value,
+            message=error.message[:512],
+            retry_after_ms=error.retry_after_ms or 0,
+            alternatives=error.alternatives[:8],
         )
 
     def error(self) -> OpenLoraError:
-        """The error that this reply carries; a code unknown to this version becomes INTERNAL."""
+        """The error that this reply carries, fit to be printed; a code unknown to this version becomes INTERNAL."""
         code = ErrorCode[self.code] if self.code in ErrorCode.__members__ else ErrorCode.INTERNAL
-        return OpenLoraError(code, self.message, retry_after_ms=self.retry_after_ms or None)
+        message = "".join(character if character.isprintable() else " " for character in self.message)
+        return OpenLoraError(code, message, retry_after_ms=self.retry_after_ms or None, alternatives=self.alternatives)
 
 
 # /openlora/infer/1: requests multiplexed by `id` (chosen by the payer) on one long-lived stream.
@@ -58,7 +65,7 @@ class ErrorReply(Message, frozen=True, kw_only=True, tag="error"):
 class AskQuote(Message, frozen=True, kw_only=True, tag="ask"):
     """Payer → node: what does this pipeline cost me? `pipeline` is a packed Pipeline."""
 
-    id: Number
+    id: RequestId
     payer: PeerAddress
     pipeline: Packed
 
@@ -66,14 +73,14 @@ class AskQuote(Message, frozen=True, kw_only=True, tag="ask"):
 class QuoteReply(Message, frozen=True, kw_only=True, tag="quote"):
     """Node → payer: a packed, signed Quote."""
 
-    id: Number
+    id: RequestId
     quote: Packed
 
 
 class Infer(Message, frozen=True, kw_only=True, tag="infer"):
     """Payer → node: run this. `body` is the exact OpenAI-dialect JSON that `request` signs."""
 
-    id: Number
+    id: RequestId
     request: Packed
     """A packed, signed Request."""
     pipeline: Packed
@@ -86,14 +93,14 @@ class Infer(Message, frozen=True, kw_only=True, tag="infer"):
 class Accepted(Message, frozen=True, kw_only=True, tag="accepted"):
     """Node → payer: admitted and queued."""
 
-    id: Number
+    id: RequestId
     prompt_tokens: Number
 
 
 class Tokens(Message, frozen=True, kw_only=True, tag="tokens"):
     """Node → payer: the next generated tokens. `start` counts from 0, so a repeated or lost frame shows."""
 
-    id: Number
+    id: RequestId
     choice: Number = 0
     start: Number
     token_ids: Annotated[tuple[TokenId, ...], Meta(min_length=1, max_length=4096)]
@@ -105,7 +112,7 @@ class Tokens(Message, frozen=True, kw_only=True, tag="tokens"):
 class Paused(Message, frozen=True, kw_only=True, tag="paused"):
     """Node → payer: output waits for a voucher of at least these cumulative values."""
 
-    id: Number
+    id: RequestId
     cumulative_tokens: Number
     cumulative_compute: Annotated[bytes, Meta(min_length=16, max_length=16)]
     """Wei as 16 bytes, big-endian: msgpack integers end at 64 bits."""
@@ -114,20 +121,20 @@ class Paused(Message, frozen=True, kw_only=True, tag="paused"):
 class Pay(Message, frozen=True, kw_only=True, tag="pay"):
     """Payer → node: a packed, signed Voucher, while streaming or to close."""
 
-    id: Number
+    id: RequestId
     voucher: Packed
 
 
 class Cancel(Message, frozen=True, kw_only=True, tag="cancel"):
     """Payer → node: stop; the receipt charges the prompt and what was generated."""
 
-    id: Number
+    id: RequestId
 
 
 class Done(Message, frozen=True, kw_only=True, tag="done"):
     """Node → payer: the end of a response, with its packed, signed Receipt."""
 
-    id: Number
+    id: RequestId
     receipt: Packed
     finish_reason: Annotated[str, Meta(max_length=32)]
     salt: Hash32
@@ -137,7 +144,7 @@ class Done(Message, frozen=True, kw_only=True, tag="done"):
 class Settled(Message, frozen=True, kw_only=True, tag="settled"):
     """Node → payer: the voucher that stands as newest, after a Pay."""
 
-    id: Number
+    id: RequestId
     cumulative_tokens: Number
 
 
@@ -199,7 +206,7 @@ class GetAdverts(Message, frozen=True, kw_only=True, tag="adverts?"):
 class Adverts(Message, frozen=True, kw_only=True, tag="adverts"):
     """Packed, signed NodeAdverts; `more` when the answer was cut."""
 
-    adverts: Annotated[tuple[Annotated[bytes, Meta(max_length=512)], ...], Meta(max_length=2048)]
+    adverts: Annotated[tuple[Annotated[bytes, Meta(max_length=512)], ...], Meta(max_length=2000)]
     more: bool = False
 
 
@@ -216,9 +223,9 @@ class Filter(Message, frozen=True, kw_only=True, tag="filter"):
 
 
 class GetAdapters(Message, frozen=True, kw_only=True, tag="adapters?"):
-    """The exact list of cached adapters, from this position in ascending order of ids."""
+    """The exact list of cached adapters, in ascending order of ids, beginning after this one."""
 
-    after: Annotated[bytes, Meta(max_length=32)] = b""
+    after: Hash32 = bytes(32)
 
 
 class Adapters(Message, frozen=True, kw_only=True, tag="adapters"):
@@ -289,8 +296,14 @@ class StreamProtocol(Generic[M]):
             raise ProtocolError(ErrorCode.MALFORMED, f"not a message of {self.id}") from None
 
     def encode(self, message: M) -> bytes:
-        """A message → a frame with its length. Raises ProtocolError FRAME_TOO_LARGE."""
-        return encode_frame(_encoder.encode(message), self.max_frame)
+        """A message → a frame with its length. Raises ProtocolError for a message that the reader would refuse."""
+        try:
+            payload = _encoder.encode(message)
+        except (OverflowError, UnicodeEncodeError):
+            raise ProtocolError(ErrorCode.MALFORMED, f"not a message of {self.id}") from None
+        frame = encode_frame(payload, self.max_frame)
+        self.decode(payload)  # msgspec checks bounds on reading only
+        return frame
 
 
 _encoder = msgspec.msgpack.Encoder()

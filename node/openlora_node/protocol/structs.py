@@ -15,8 +15,9 @@ from .pipeline import MAX_ADAPTERS
 
 MAX_REQUEST_LIFETIME_S = 300
 CLOCK_SKEW_S = 60
-QUOTE_GRACE_S = 180
-"""A node honours a quote for this long after its price changed."""
+MAX_QUOTE_LIFETIME_S = 86_400
+MAX_CUMULATIVE_TOKENS = (1 << 63) - 1
+"""Signed 64-bit integers are what msgpack readers and SQLite have in common."""
 MAX_ADVERT_BYTES = 512
 """Largest signed advert, packed."""
 MAX_ADVERT_LIFETIME_S = 86_400
@@ -34,8 +35,9 @@ class Royalty(TypedStruct, frozen=True, kw_only=True):
 class Quote(TypedStruct, frozen=True, kw_only=True):
     """Node → payer: what a pipeline costs here. Signed by the node key.
 
-    `royalties` lists the base first, then the adapters in pipeline order. `settlement_charge` is the one-time charge of
-    a (payer, node, pipeline), 0 once it was paid.
+    `royalties` lists the base first, then the adapters in pipeline order. `settlement_charge` is charged once, in the
+    first receipt of a ledger (payer, signer, node, pipeline) that is not failed; every quote states it, so that a quote
+    tells nobody who paid before.
     """
 
     payer: AddressField
@@ -49,11 +51,13 @@ class Quote(TypedStruct, frozen=True, kw_only=True):
     expires_at: Uint64
 
     def validate(self) -> None:
-        """One royalty an artifact; a quote that lives."""
+        """One royalty an artifact; a quote that lives, and not for ever."""
         if not 1 <= len(self.royalties) <= 1 + MAX_ADAPTERS:
             raise _malformed(f"a quote lists the base and at most {MAX_ADAPTERS} adapters")
-        if self.expires_at <= self.issued_at:
-            raise _malformed("a quote expires after it was issued")
+        if len({royalty.artifact for royalty in self.royalties}) != len(self.royalties):
+            raise _malformed("a quote lists an artifact once")
+        if not self.issued_at < self.expires_at <= self.issued_at + MAX_QUOTE_LIFETIME_S:
+            raise _malformed(f"a quote expires 1 to {MAX_QUOTE_LIFETIME_S} s after it was issued")
 
 
 class Request(TypedStruct, frozen=True, kw_only=True):
@@ -84,6 +88,8 @@ class Voucher(TypedStruct, frozen=True, kw_only=True):
 
     Cumulative: the newest replaces all before it. The contract derives royalties from `cumulative_tokens`.
     `reference_digest` names the request (opening, topping up) or the receipt (closing) that it answers; not judged.
+    The two amounts pay different people: `cumulative_compute` the operator, royalties from `cumulative_tokens` the
+    artifacts' owners. Neither stands in for the other (see `pricing.Tally.owed`).
     """
 
     payer: AddressField
@@ -92,6 +98,11 @@ class Voucher(TypedStruct, frozen=True, kw_only=True):
     cumulative_tokens: Uint64
     cumulative_compute: Uint128
     reference_digest: Bytes32
+
+    def validate(self) -> None:
+        """Tokens stay below 2^63."""
+        if self.cumulative_tokens > MAX_CUMULATIVE_TOKENS:
+            raise ProtocolError(ErrorCode.BAD_AMOUNT, "cumulative tokens are whole and below 2^63")
 
     def covers(self, other: Voucher) -> bool:
         """Whether this voucher is at least as new as `other` of the same key.
@@ -125,7 +136,7 @@ class Receipt(TypedStruct, frozen=True, kw_only=True):
     """Node → payer: what was run and what it cost. Signed by the node key; chained by `seq` and `previous`.
 
     `output_hash` is over the token ids (see `output_hash`), `attribution_root` and `commitment_root` are Merkle roots
-    over named leaves, 32 zero bytes when empty. A failed response costs nothing.
+    over named leaves, 32 zero bytes when empty. A failed response costs nothing and counts no tokens.
     """
 
     request_digest: Bytes32
@@ -152,8 +163,8 @@ class Receipt(TypedStruct, frozen=True, kw_only=True):
             raise _malformed(f"receipt status {self.status} is not known")
         if self.finished_at < self.started_at:
             raise _malformed("a response does not finish before it starts")
-        if self.status == ReceiptStatus.FAILED and self.fee:
-            raise _malformed("a failed response costs nothing")
+        if self.status == ReceiptStatus.FAILED and (self.fee or self.tokens):
+            raise _malformed("a failed response costs nothing and counts no tokens")
         if self.fee >= 1 << 128:
             raise ProtocolError(ErrorCode.BAD_AMOUNT)
 
@@ -222,6 +233,8 @@ class NodeAdvert(TypedStruct, frozen=True, kw_only=True):
             raise _malformed(f"an advert expires 1 to {MAX_ADVERT_LIFETIME_S} s after it was issued")
         if self.memory_free > self.memory_total:
             raise _malformed("no device has more memory free than in all")
+        if not all(text.isprintable() for text in (self.device, self.dtype, self.version, *self.addresses)):
+            raise _malformed("an advert's texts are printable")
         if len(self.pack()) + SIGNATURE_LENGTH > MAX_ADVERT_BYTES:
             raise ProtocolError(ErrorCode.FRAME_TOO_LARGE, f"a signed advert is at most {MAX_ADVERT_BYTES} bytes")
 

@@ -17,6 +17,7 @@ from support.journal import NODE, Builder, admit, digest_of, key_of, open_journa
 
 PIPELINES = (b"\x22" * 32, b"\x23" * 32)
 nonces, pipelines = st.integers(0, 5), st.integers(0, 1)
+balances = st.sampled_from([0, 999, 1_000, 2_500, 4_000, 10**6])
 
 
 class JournalMachine(RuleBasedStateMachine):
@@ -48,7 +49,7 @@ class JournalMachine(RuleBasedStateMachine):
         pairs = zip(self.tokens, self.vouchered, self.redeemed, strict=True)
         return sum(max(0, 3 * tokens - max(3 * vouchered, redeemed)) for tokens, vouchered, redeemed in pairs)
 
-    @rule(nonce=nonces, balance=st.integers(0, 4_000))
+    @rule(nonce=nonces, balance=balances)
     def admit(self, nonce: int, balance: int) -> None:
         index, state = nonce % 2, self.state.get(nonce)
         try:
@@ -84,6 +85,14 @@ class JournalMachine(RuleBasedStateMachine):
             self.state[nonce] = "done"
             self.tokens[nonce % 2] += tokens
 
+    @rule(nonce=nonces, tokens=st.integers(1, 200), again=st.booleans())
+    def serve(self, nonce: int, tokens: int, again: bool) -> None:
+        """A whole life, which random single steps rarely string together."""
+        self.pay_debts()
+        self.admit(nonce, 10**6)
+        for _ in range(1 + again):
+            self.commit(nonce, tokens)
+
     @rule(nonce=nonces)
     def interrupt(self, nonce: int) -> None:
         running = self.state.get(nonce) == "running"
@@ -96,9 +105,10 @@ class JournalMachine(RuleBasedStateMachine):
         self.run(self.journal.advance_voucher(voucher(tokens, tokens, pipeline=PIPELINES[index])))
         self.vouchered[index] = max(self.vouchered[index], tokens)
 
-    @rule(index=pipelines)
-    def pay_debt(self, index: int) -> None:
-        self.vouch(index, self.tokens[index])
+    @rule()
+    def pay_debts(self) -> None:
+        for index in range(2):
+            self.vouch(index, self.tokens[index])
 
     @rule(index=pipelines, value=st.integers(0, 2_000))
     def redeem(self, index: int, value: int) -> None:
@@ -132,5 +142,5 @@ class JournalMachine(RuleBasedStateMachine):
             self.folder.cleanup()
 
 
-JournalMachine.TestCase.settings = settings(max_examples=30, stateful_step_count=30, deadline=None)
+JournalMachine.TestCase.settings = settings(max_examples=40, stateful_step_count=40, deadline=None)
 TestJournalModel = pytest.mark.slow(JournalMachine.TestCase)

@@ -289,3 +289,13 @@ async def test_a_voucher_lost_with_an_old_journal_is_no_debt_once_it_was_redeeme
     assert await journal.owed(PAYER, NODE) == 0
     assert RICH.balance > 0
     await admit(journal, request(2, pipeline=PIPELINE))
+
+
+@pytest.mark.parametrize(("tokens", "compute", "owed"), [(10_000, 0, 10), (0, 10_000, 20), (9, 10_000, 2), (10, 10, 0)])
+async def test_compute_and_royalties_are_owed_apart(journal: Journal, tokens: int, compute: int, owed: int) -> None:
+    """Royalties may flow back to the payer: a voucher of many tokens must not stand in for compute, nor the reverse."""
+    await respond(journal, request(1), Builder(tokens=10, micro=1_000_000, royalty=2))  # 10 compute, 20 royalties
+    await journal.advance_voucher(voucher(tokens, compute))
+    assert await journal.owed(PAYER, NODE) == owed
+    if owed:
+        assert (await refusal(journal, request(2))).code is ErrorCode.DEBT_OUTSTANDING

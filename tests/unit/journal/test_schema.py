@@ -25,6 +25,10 @@ def version_of(path: Path) -> int:
         return connection.execute("PRAGMA user_version").fetchone()[0]
 
 
+def modes(folder: Path) -> list[tuple[str, int]]:
+    return [(file.name, file.stat().st_mode & 0o777) for file in folder.iterdir()]
+
+
 @pytest.fixture
 async def filled(tmp_path: Path) -> Path:
     path = tmp_path / "journal.sqlite"
@@ -51,8 +55,7 @@ async def test_a_new_journal_has_the_newest_schema_private_mode_and_no_backup(tm
     path = tmp_path / "journal.sqlite"
     async with open_journal(path) as journal:
         await admit(journal, request(1))
-        for file in tmp_path.iterdir():
-            assert file.stat().st_mode & 0o777 == 0o600, file.name
+        assert {mode for _, mode in modes(tmp_path)} == {0o600}
     assert version_of(path) == len(bundled())
     assert not (tmp_path / "backups").exists()
 

@@ -51,6 +51,7 @@ def test_every_chunk_proves_in_its_place_only(size: int) -> None:
             (index, part[:-1] + b"\xff" if part else b"\xff", proof),
             (index, part[:-1], proof) if part else (index, b"\0", proof),
             (index, part, (*proof, bytes(32))),
+            (index, part, (*proof[:-1], b"".join(proof[-1:])[:31])),
             (index, part, proof[:-1]) if proof else (1, part, proof),
             (index + 1, part, proof),
             (-1, part, proof),

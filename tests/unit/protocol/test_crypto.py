@@ -62,6 +62,13 @@ def test_random_bytes_recover_or_are_refused(signature: bytes, digest: bytes) ->
         assert error.code == ErrorCode.BAD_SIGNATURE
 
 
+@pytest.mark.parametrize("convert", [bytearray, list, memoryview, bytes.hex, lambda _: None])
+def test_a_signature_is_bytes(convert: object) -> None:
+    good = LocalSigner(b"\x01" * 32).sign_digest(bytes(32))
+    with pytest.raises(ProtocolError):
+        check_signature(convert(good))  # type: ignore[operator]
+
+
 def test_r_and_s_lie_in_range() -> None:
     good = LocalSigner(b"\x01" * 32).sign_digest(bytes(32))
     for r in (0, CURVE_ORDER, 2**256 - 1):

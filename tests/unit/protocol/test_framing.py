@@ -27,7 +27,7 @@ def test_any_split_gives_the_same_frames(payloads: list[bytes], cuts: list[int])
 def test_a_stream_cut_short_says_so(payload: bytes, data: st.DataObject) -> None:
     frame = encode_frame(payload, CAP)
     decoder = FrameDecoder(CAP)
-    assert decoder.feed(frame[: data.draw(st.integers(1, len(frame) - 1))]) == []
+    assert list(decoder.feed(frame[: data.draw(st.integers(1, len(frame) - 1))])) == []
     with pytest.raises(ProtocolError):
         decoder.finish()
 
@@ -50,8 +50,11 @@ def test_bad_lengths_are_refused_at_once(start: bytes, code: ErrorCode) -> None:
         decoder = FrameDecoder(CAP)
         with pytest.raises(ProtocolError) as caught:
             for piece in pieces:
-                decoder.feed(piece)
+                assert list(decoder.feed(piece)) == []
         assert caught.value.code == code
+        with pytest.raises(ProtocolError):
+            decoder.feed(b"x" * 10_000)
+        assert "(0 bytes waiting" in repr(decoder)
 
 
 @given(stream=st.binary(max_size=5000))
@@ -59,10 +62,21 @@ def test_random_bytes_raise_only_protocol_error_and_keep_little(stream: bytes) -
     decoder = FrameDecoder(CAP)
     try:
         for start in range(0, len(stream), 7):
-            decoder.feed(stream[start : start + 7])
+            list(decoder.feed(stream[start : start + 7]))
             assert int(repr(decoder).split("(")[1].split()[0]) <= CAP + 4
     except ProtocolError:
         return
+
+
+@given(payloads=st.lists(st.binary(min_size=1, max_size=30), max_size=5), cut=st.integers(0, 200))
+def test_frames_before_a_bad_one_arrive_however_the_stream_is_split(payloads: list[bytes], cut: int) -> None:
+    stream = b"".join(encode_frame(payload, CAP) for payload in payloads) + b"\x00more"
+    decoder, got = FrameDecoder(CAP), []
+    with pytest.raises(ProtocolError):
+        for piece in (stream[:cut], stream[cut:]):
+            for frame in decoder.feed(piece):
+                got.append(frame)
+    assert got == payloads
 
 
 def test_encoding_is_bounded() -> None:

@@ -116,6 +116,9 @@ def test_kinds_round_trip() -> None:
         "\u202e",
         "a" * 256,
         "%2e%2e",
+        "a.",
+        "a./b",
+        "/".join("a" * 17),
     ],
 )
 def test_unsafe_file_names_are_refused(path: str) -> None:

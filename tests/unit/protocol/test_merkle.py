@@ -51,6 +51,16 @@ def test_strangers_and_flipped_bits_do_not_prove(leaves: list[bytes], stranger: 
         assert not verify_proof(tree.root, leaves[0], wrong)
 
 
+def test_only_32_byte_words_prove() -> None:
+    low, high = sorted(leaf_hash(bytes((n,)) * 32) for n in range(2))
+    root = MerkleTree([low, high]).root
+    assert verify_proof(root, low, [high])
+    both = low + high
+    for leaf, proof in ((b"", [both]), (both[:16], [both[16:]]), (low, [high, b""]), (both, [])):
+        assert not verify_proof(root, leaf, proof)
+    assert not verify_proof(b"", b"", [])
+
+
 def test_three_leaves_by_hand() -> None:
     a, b, c = sorted(leaf_hash(bytes((n,)) * 32) for n in range(3))
     pair = keccak256(a + b)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from typing import Any, get_args
+from typing import Any
 
 import msgspec
 import pytest
@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from openlora_node.protocol import messages
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from openlora_node.protocol.framing import FrameDecoder
-from openlora_node.protocol.messages import ARTIFACT, INFER, PROTOCOLS, VOUCHER, Message, StreamProtocol
+from openlora_node.protocol.messages import ADVERT, ARTIFACT, INFER, PROTOCOLS, VOUCHER, Message, StreamProtocol
 
 
 def constrained(annotation: Any) -> st.SearchStrategy[Any]:
@@ -72,7 +72,8 @@ def corpus() -> list[tuple[StreamProtocol[Any], bytes]]:
         ledgers=(messages.Ledger(signer=b"s" * 20, pipeline=b"p", tokens=1, compute_micro_wei=b"w" * 20),),
         open_receipts=(b"r",),
     )
-    pairs = [(INFER, infer), (INFER, tokens), (ARTIFACT, chunk), (VOUCHER, account)]
+    adverts = messages.Adverts(adverts=(b"a" * 400, b"b" * 400), more=True)
+    pairs = [(INFER, infer), (INFER, tokens), (ARTIFACT, chunk), (VOUCHER, account), (ADVERT, adverts)]
     return [(protocol, protocol.encode(message)) for protocol, message in pairs]
 
 
@@ -103,7 +104,7 @@ def test_ten_thousand_mutations_raise_only_protocol_error() -> None:
     for round_ in range(10_000):
         protocol, frame = frames[round_ % len(frames)]
         try:
-            payloads = FrameDecoder(protocol.max_frame).feed(mutate(source, frame))
+            payloads = list(FrameDecoder(protocol.max_frame).feed(mutate(source, frame)))
             decoded = [protocol.decode(payload) for payload in payloads]
             outcomes["decoded" if decoded else "waiting"] += 1
         except ProtocolError:
@@ -151,18 +152,76 @@ def test_the_largest_body_fits_its_frame() -> None:
     assert INFER.decode(payload) == largest
 
 
+def largest(info: Any) -> Any:
+    """A message field at its bound."""
+    match info:
+        case msgspec.inspect.IntType():
+            return info.le
+        case msgspec.inspect.BytesType():
+            return b"\xff" * info.max_length
+        case msgspec.inspect.StrType():
+            return "é" * info.max_length
+        case msgspec.inspect.BoolType():
+            return True
+        case msgspec.inspect.VarTupleType():
+            return (largest(info.item_type),) * info.max_length
+        case msgspec.inspect.StructType():
+            return info.cls(**{field.name: largest(field.type) for field in info.fields})
+    raise AssertionError(info)
+
+
+# Their fields are bounded for themselves; all of them at once do not fit, and are refused when written.
+NEVER_ALL_AT_ONCE = {messages.Account}
+
+
+@pytest.mark.parametrize(
+    ("protocol", "message"), [(protocol, message) for protocol in PROTOCOLS for message in protocol.messages]
+)
+def test_every_message_fits_its_frame_at_all_its_bounds(protocol: StreamProtocol[Any], message: type[Message]) -> None:
+    value = largest(msgspec.inspect.type_info(message))
+    if message in NEVER_ALL_AT_ONCE:
+        with pytest.raises(ProtocolError) as caught:
+            protocol.encode(value)
+        assert caught.value.code == ErrorCode.FRAME_TOO_LARGE
+        return
+    (payload,) = FrameDecoder(protocol.max_frame).feed(protocol.encode(value))
+    assert protocol.decode(payload) == value
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        messages.Settled(id=1, cumulative_tokens=2**63),
+        messages.Settled(id=1, cumulative_tokens=2**64),
+        messages.Settled(id=0, cumulative_tokens=1),
+        messages.Settled(id=1, cumulative_tokens=-1),
+        messages.Tokens(id=1, start=0, token_ids=(1,), text="\ud83d"),
+        messages.Tokens(id=1, start=0, token_ids=(), text=""),
+        messages.Tokens(id=1, start=0, token_ids=(1,) * 5000, text=""),
+        messages.Infer(id=1, request=b"x" * 8193, pipeline=b"", body=b""),
+        messages.ErrorReply(code="X" * 65, message=""),
+    ],
+)
+def test_what_a_reader_would_refuse_is_not_written(message: Any) -> None:
+    with pytest.raises(ProtocolError):
+        INFER.encode(message)
+
+
 def test_tags_are_distinct_and_ids_carry_a_version() -> None:
     for protocol in PROTOCOLS:
         tags = [message.__struct_config__.tag for message in protocol.messages]
         assert len(set(tags)) == len(tags)
         assert protocol.id.startswith("/openlora/")
         assert protocol.id.rsplit("/", 1)[1].isdigit()
-    assert set(get_args(messages.InferMessage)) == set(INFER.messages)
+        for message in protocol.messages:
+            assert issubclass(message, Message)
 
 
 def test_errors_cross_the_wire() -> None:
-    sent = OpenLoraError(ErrorCode.BUSY, "try in a second", retry_after_ms=1000)
+    sent = OpenLoraError(ErrorCode.BUSY, "try in a second", retry_after_ms=1000, alternatives=(b"n" * 32,))
     got = messages.ErrorReply.of(sent, request=9).error()
     assert (got.code, got.message, got.retry_after_ms) == (sent.code, sent.message, sent.retry_after_ms)
+    assert got.alternatives == sent.alternatives
+    assert messages.ErrorReply(code="BUSY", message="\x1b[2J\u202e").error().message == " [2J "
     later = messages.ErrorReply(code="A_CODE_OF_LATER", message="m").error()
     assert later.code == ErrorCode.INTERNAL

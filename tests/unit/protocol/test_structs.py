@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from openlora_node.protocol import structs
 from openlora_node.protocol.errors import ErrorCode, ProtocolError
-from support.strategies import adverts, receipts, requests, vouchers
+from support.strategies import adverts, quotes, receipts, requests, vouchers
 
 
 def changed(value: Any, **fields: Any) -> Any:
@@ -26,7 +26,7 @@ def test_requests_live_at_most_300_seconds(request: structs.Request, lifetime: i
         changed(request, issued_at=issued, expires_at=issued + lifetime)
 
 
-@given(first=vouchers, tokens=st.integers(0, 2**64 - 1), compute=st.integers(0, 2**128 - 1))
+@given(first=vouchers, tokens=st.integers(0, 2**63 - 1), compute=st.integers(0, 2**128 - 1))
 def test_vouchers_out_of_order(first: structs.Voucher, tokens: int, compute: int) -> None:
     second = changed(first, cumulative_tokens=tokens, cumulative_compute=compute)
     grows = (tokens >= first.cumulative_tokens, compute >= first.cumulative_compute)
@@ -47,7 +47,8 @@ def test_receipts_state_what_they_cost(receipt: structs.Receipt) -> None:
     for wrong in (
         {"status": 3},
         {"finished_at": receipt.started_at - 1},
-        {"status": structs.ReceiptStatus.FAILED, "compute": 1},
+        {"status": structs.ReceiptStatus.FAILED, "compute": 1, "prompt_tokens": 0, "completion_tokens": 0},
+        {"status": structs.ReceiptStatus.FAILED, "compute": 0, "royalties": 0, "prompt_tokens": 1},
         {"status": structs.ReceiptStatus.COMPLETE, "compute": 2**127, "royalties": 2**127},
     ):
         with pytest.raises(ProtocolError):
@@ -60,18 +61,34 @@ def test_adverts_are_small(advert: structs.NodeAdvert) -> None:
     with pytest.raises(ProtocolError) as caught:
         changed(advert, addresses=("/dns4/" + "x" * 400,))
     assert caught.value.code == ErrorCode.FRAME_TOO_LARGE
+    for wrong in ({"device": "gpu\x1b[2J"}, {"addresses": ("/ip4/1.2.3.4\n",)}, {"version": "\u202e"}):
+        with pytest.raises(ProtocolError):
+            changed(advert, **wrong)
     for wrong in ({"state": 4}, {"reach": 3}, {"expires_at": advert.issued_at}, {"memory_total": 0, "memory_free": 1}):
         with pytest.raises(ProtocolError):
             changed(advert, **wrong)
 
 
-def test_quotes_expire() -> None:
-    royalty = structs.Royalty(artifact=bytes(32), terms_version=0, rate=0, owner=bytes(20))
-    with pytest.raises(ProtocolError):
-        structs.Quote(
-            payer=bytes(20), node=bytes(32), pipeline_id=bytes(32), input_rate=0, output_rate=0,
-            royalties=(royalty,), settlement_charge=0, issued_at=5, expires_at=5,
+@given(quote=quotes)
+def test_quotes_expire_and_list_an_artifact_once(quote: structs.Quote) -> None:
+    issued = quote.issued_at % 2**60
+    for wrong in (
+        {"issued_at": issued, "expires_at": issued},
+        {"issued_at": issued, "expires_at": issued + structs.MAX_QUOTE_LIFETIME_S + 1},
+        {"royalties": (quote.royalties[0], quote.royalties[0])},
+        {"royalties": ()},
+    ):
+        with pytest.raises(ProtocolError):
+            changed(quote, **wrong)
+
+
+def test_voucher_tokens_stay_below_2_63() -> None:
+    with pytest.raises(ProtocolError) as caught:
+        structs.Voucher(
+            payer=bytes(20), node=bytes(32), pipeline_id=bytes(32),
+            cumulative_tokens=2**63, cumulative_compute=0, reference_digest=bytes(32),
         )  # fmt: skip
+    assert caught.value.code == ErrorCode.BAD_AMOUNT
 
 
 @given(tokens=st.lists(st.integers(0, 2**32 - 1), max_size=20))

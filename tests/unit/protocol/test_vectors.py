@@ -19,7 +19,7 @@ from openlora_node.protocol.eip712 import Domain, Signed
 from openlora_node.protocol.errors import ProtocolError
 from openlora_node.protocol.framing import FrameDecoder, encode_varint
 from openlora_node.protocol.ids import parse_address
-from openlora_node.protocol.messages import INFER
+from openlora_node.protocol.messages import PROTOCOLS
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.protocol.pricing import ComputeRates, RoyaltySchedule, Tally, charge
 
@@ -110,6 +110,7 @@ def test_pipeline_and_pricing_vectors() -> None:
             by_id[case["pipelineId"]], int(case["baseRate"]), tuple(int(rate) for rate in case["adapterRates"])
         )
         tally = Tally()
+        assert [str(numerator) for numerator in schedule.numerators] == case["numerators"]
         for step in case["steps"]:
             charged = charge(
                 tally, schedule, rates, step["promptTokens"], step["completionTokens"], int(step["settlementCharge"])
@@ -117,11 +118,52 @@ def test_pipeline_and_pricing_vectors() -> None:
             tally = charged.after
             assert (str(charged.compute), str(charged.royalties)) == (step["compute"], step["royalties"])
             cumulative = schedule.royalties(tally.tokens)
+            assert (str(tally.tokens), str(tally.compute), str(cumulative)) == (
+                step["cumulativeTokens"],
+                step["cumulativeCompute"],
+                step["cumulativeRoyalties"],
+            )
             assert [str(share) for share in schedule.shares(cumulative)] == step["shares"]
+
+
+def test_refused_vectors_are_refused() -> None:
+    for case in load("pipeline.json")["refused"]:
+        with pytest.raises(ProtocolError):
+            Pipeline.from_json(case["value"])
+    for case in load("manifest.json")["refused"]:
+        with pytest.raises(ProtocolError):
+            manifest.decode_manifest(case["text"].encode())
+
+
+def test_bounds_and_debts_by_plain_arithmetic() -> None:
+    data = load("pricing.json")
+    bounds = data["bounds"]
+    rate, tokens = int(bounds["rate"]), int(bounds["tokens"])
+    assert rate == 2**96 - 1
+    by_id = {case["pipelineId"]: case["value"] for case in load("pipeline.json")["pipelines"]}
+    weights = [abs(int(adapter["weight"])) for adapter in by_id[bounds["pipelineId"]]["adapters"]]
+    counted = [10_000, *(min(weight, 10_000) for weight in weights)]
+    royalties = int(bounds["royalties"])
+    assert royalties == tokens * rate * sum(counted) // 10**10 < 2**128
+    assert [int(share) for share in bounds["shares"]] == [royalties * part // sum(counted) for part in counted]
+    owed = data["owed"]
+    per_token = int(owed["baseRate"]) + int(owed["adapterRates"][0]) * 7_000 // 10_000
+    tokens, compute = int(owed["tallyTokens"]), int(owed["tallyComputeMicroWei"]) // 10**6
+    for case in owed["vouchers"]:
+        royalties = tokens * per_token // 10**6 - int(case["cumulativeTokens"]) * per_token // 10**6
+        assert int(case["owed"]) == max(0, compute - int(case["cumulativeCompute"])) + max(0, royalties)
 
 
 def test_merkle_vectors_verify() -> None:
     data = load("merkle.json")
+    receipt = data["receiptLeaf"]
+    assert keccak(keccak(unhex(receipt["salt"]) + unhex(receipt["digest"]))) == unhex(receipt["leaf"])
+    named = data["namedRoots"][1]
+    hashes = sorted(
+        keccak(keccak(keccak(leaf["name"].encode()) + unhex(leaf["salt"]) + unhex(leaf["value"])))
+        for leaf in named["leaves"]
+    )
+    assert keccak(b"".join(hashes)) == unhex(named["root"])
     for tree in data["trees"]:
         for item in tree["entries"]:
             leaf = merkle.amount_leaf(parse_address(item["account"]), int(item["amount"]))
@@ -143,10 +185,11 @@ def test_chunk_and_manifest_vectors_verify() -> None:
 def test_wire_vectors_decode() -> None:
     data = load("wire.json")
     for case in data["frames"]:
-        (payload,) = FrameDecoder(INFER.max_frame).feed(unhex(case["frame"]))
-        message = INFER.decode(payload)
+        (protocol,) = (protocol for protocol in PROTOCOLS if protocol.id == case["protocol"])
+        (payload,) = FrameDecoder(protocol.max_frame).feed(unhex(case["frame"]))
+        message = protocol.decode(payload)
         assert type(message).__struct_config__.tag == case["t"]
-        assert INFER.encode(message) == unhex(case["frame"])
+        assert protocol.encode(message) == unhex(case["frame"])
     for number, encoded in data["varints"].items():
         assert encode_varint(int(number)).hex() == encoded
     assert structs.body_hash(unhex(data["bodyHash"]["body"])) == unhex(data["bodyHash"]["hash"])
