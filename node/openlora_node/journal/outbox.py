@@ -6,14 +6,19 @@ The functions run inside a journal transaction, so that a voucher and the intent
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from openlora_chain.errors import ChainError, ChainErrorCode
 from openlora_chain.store import Attempt, Inclusion, Intent, IntentState, NewIntent, Order
 
-from .database import Transaction
+from ..protocol.errors import ErrorCode, OpenLoraError
+from .database import Transaction, connect, storage_errors
 from .journal import Journal
+from .schema import bundled, check_version
 
 T = TypeVar("T")
 MAX_QUEUED_INTENTS = 250
@@ -308,3 +313,32 @@ def _word(amount: int) -> bytes:
 
 def _integer(word: bytes) -> int:
     return int.from_bytes(word, "big")
+
+
+def read_intents(path: Path, limit: int) -> list[Intent]:
+    """The newest intents of a journal that another process may be writing. Raises NOT_FOUND, JOURNAL_*, STORAGE_*."""
+    with _opened(path, "ro") as connection:
+        return recent_intents(Transaction(connection), limit)
+
+
+def write_order(path: Path, identity: bytes, order: Order) -> None:
+    """Leave an order beside a running writer: one short transaction, which SQLite puts between its own."""
+    with _opened(path, "rw") as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            set_order(Transaction(connection), identity, order)
+        except BaseException:
+            connection.execute("ROLLBACK")
+            raise
+        connection.execute("COMMIT")
+
+
+@contextmanager
+def _opened(path: Path, mode: Literal["rw", "ro"]) -> Iterator[sqlite3.Connection]:
+    if not path.is_file():
+        raise OpenLoraError(ErrorCode.NOT_FOUND, f"there is no journal named {path.name} here")
+    with storage_errors(), closing(connect(path, mode)) as connection:
+        version = bundled()[-1].version
+        if check_version(connection, version) < version:
+            raise OpenLoraError(ErrorCode.JOURNAL_MISMATCH, "the journal is of an older version: start the node once")
+        yield connection

@@ -17,10 +17,10 @@ from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 
 async def main(home):
     async with open_journal(home / "journal.sqlite") as journal:
-        with open(home / "ballast", "wb") as ballast:
+        with open(home / "ballast", "wb", buffering=0) as ballast:
             try:
                 while True:
-                    ballast.write(bytes(4096)); ballast.flush()
+                    assert ballast.write(bytes(4096))
             except OSError:
                 pass
         admitted = 0

@@ -73,7 +73,7 @@ def test_killed_at_every_step_nothing_is_lost_or_doubled(tmp_path: Path) -> None
 
 
 def test_a_killed_first_opening_is_refused_by_a_reader_or_whole(tmp_path: Path) -> None:
-    """Dying inside the first migration leaves no half schema: the reader names what is missing, the next start works."""
+    """Dying inside the first migration leaves no half schema, and the next start works."""
     path = tmp_path / "journal.sqlite"
     run(path, 2)
     with pytest.raises(OpenLoraError):
