@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
 from openlora_node.journal import Reader
+from openlora_node.journal.schema import bundled
 from openlora_node.protocol.errors import OpenLoraError
 from support.journal import NODE, digest_of, key_of, request
 
 WORKLOAD = Path(__file__).with_name("workload.py")
+MIGRATION = Path(__file__).with_name("migration.py")
 TESTS = Path(__file__).parents[2]
 RECEIPTS = 3
 
@@ -79,3 +84,45 @@ def test_a_killed_first_opening_is_refused_by_a_reader_or_whole(tmp_path: Path) 
     with pytest.raises(OpenLoraError):
         Reader(path)
     assert run(path, 0)[0]
+
+
+def migrate_dying_at(path: Path, step: int) -> bool:
+    """Whether the migration came to its end."""
+    done = subprocess.run(
+        [sys.executable, MIGRATION, path, str(step)],
+        env={"PYTHONPATH": str(TESTS)}, capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert done.returncode in (0, -signal.SIGKILL), done.stderr
+    return done.returncode == 0
+
+
+@pytest.mark.slow
+def test_killed_while_a_filled_journal_migrates_it_is_the_old_one_or_the_new_one(tmp_path: Path) -> None:
+    filled = tmp_path / "filled.sqlite"
+    assert run(filled, 0)[0]
+    versions = set()
+    for step in range(1, 40):
+        folder = tmp_path / str(step)
+        folder.mkdir()
+        path = folder / "journal.sqlite"
+        shutil.copy(filled, path)
+        survived = migrate_dying_at(path, step)
+        with closing(sqlite3.connect(path)) as connection:
+            version = connection.execute("PRAGMA user_version").fetchone()[0]
+            tables = {name for (name,) in connection.execute("SELECT name FROM sqlite_schema")}
+            assert connection.execute("SELECT count(*) FROM receipts").fetchone()[0] == RECEIPTS
+        assert ("extra" in tables) == (version == len(bundled()) + 1)
+        versions.add(version)
+        (backup,) = (folder / "backups").iterdir()
+        with Reader(backup) as reader:
+            reader.check_integrity(deep=True)
+            assert reader.summary().receipts == RECEIPTS
+        assert migrate_dying_at(path, 0)
+        with closing(sqlite3.connect(path)) as connection:
+            assert connection.execute("SELECT count(*) FROM receipts WHERE note = 'migrated'").fetchone()[0] == RECEIPTS
+            assert connection.execute("SELECT count(*) FROM extra").fetchone()[0] == RECEIPTS
+        if survived:
+            break
+    else:
+        pytest.fail("the migration never survived")
+    assert versions == {len(bundled()), len(bundled()) + 1}
