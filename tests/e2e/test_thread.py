@@ -7,6 +7,7 @@ sums expected are computed here from the rates alone.
 from __future__ import annotations
 
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ BASE_RATE, ADAPTER_RATE = 4_000_000_000_007, 10_000_000_000_003
 RATES = ComputeRates(20_000_000_000_011, 60_000_000_000_013)
 KIND_BASE, KIND_ADAPTER = 1, 2
 PROTOCOL_BPS = 500
+WEIGHT = 7_500
 BUNDLED = Path(__file__).parents[2] / "contracts/node_modules/@foundry-rs"
 
 
@@ -67,12 +69,12 @@ async def send(rpc: Rpc, sender: Wallet, call: Calldata) -> None:
     tx = UnsignedTransaction(CHAIN_ID, nonce, call.to, call.value, call.data, 3_000_000, 10 * 10**9, 10**9)
     signed = await sender.sign_transaction(tx)
     await rpc.send_raw(signed.raw)
-    receipt = await rpc.receipt(signed.hash)
-    assert receipt is not None
-    assert receipt.succeeded
+    assert (await rpc.mined(signed.hash)).succeeded
 
 
-async def register_artifact(rpc: Rpc, registry: ArtifactRegistry, owner: Wallet, artifact: bytes, kind: int, rate: int) -> None:  # fmt: skip
+async def register_artifact(
+    rpc: Rpc, registry: ArtifactRegistry, owner: Wallet, artifact: bytes, kind: int, rate: int
+) -> None:
     salt = b"\x5a" * 32
     await send(rpc, owner, registry.commit(await registry.commitment_of(owner.address, artifact, salt)))
     await rpc.request("evm_increaseTime", hex(await registry.min_commit_age() + 1))
@@ -117,15 +119,16 @@ async def _thread(rpc: Rpc, tmp_path: Path) -> None:
     assert (await nodes.node_of(node)).key == NODE_KEY.address
     await send(rpc, PAYER, settlement.deposit(node, 10 * ETHER))
 
-    pipeline = Pipeline.of(BASE, Adapter(id=ADAPTER, terms_version=1, weight=7_500), base_terms_version=1)
-    as_tuple = (BASE, 1, [(ADAPTER, 1, 7_500)], int(pipeline.method))
+    pipeline = Pipeline.of(BASE, Adapter(id=ADAPTER, terms_version=1, weight=WEIGHT), base_terms_version=1)
+    as_tuple = (BASE, 1, [(ADAPTER, 1, WEIGHT)], int(pipeline.method))
     assert await settlement.pipeline_id_of(as_tuple) == pipeline.id
     schedule = RoyaltySchedule.of(pipeline, BASE_RATE, (ADAPTER_RATE,))
 
     now = int(time.time())
     binding = Binding.to_node(domain, node)
     async with Journal.open(tmp_path / "node.sqlite", binding, lambda: now) as journal:
-        voucher = entry = None
+        voucher = None
+        redeemed_compute: list[int] = []
         for number, prompt in enumerate(["a first question", "and another, somewhat longer one"], 1):
             prompt_tokens, generated = stub_engine(prompt)
             signed = _request(node, pipeline, prompt, number, now).sign(domain, PAYER)  # type: ignore[arg-type]
@@ -150,6 +153,7 @@ async def _thread(rpc: Rpc, tmp_path: Path) -> None:
                 cumulative_compute=ledger.tally.compute,
                 reference_digest=digest,
             ).sign(domain, PAYER)  # type: ignore[arg-type]
+            redeemed_compute.append(voucher.value.cumulative_compute)
             entry = VoucherEntry(voucher, Address(PAYER.address), ledger.tally.value(schedule))
             redeem = _redeem(settlement, as_tuple, voucher)
             intent = NewIntent(
@@ -173,7 +177,7 @@ async def _thread(rpc: Rpc, tmp_path: Path) -> None:
             Rules(confirmations=1),
             clock=lambda: now,
         )
-        for _ in range(6):
+        while await JournalOutbox(journal).open_intents(NODE_KEY.address, CHAIN_ID):
             await outbox.step()
         states = {intent.state for intent in await JournalOutbox(journal).recent(10)}
         assert states == {IntentState.FINAL}
@@ -181,20 +185,23 @@ async def _thread(rpc: Rpc, tmp_path: Path) -> None:
 
     assert voucher is not None
     tokens, compute = voucher.value.cumulative_tokens, voucher.value.cumulative_compute
-    royalties = tokens * (BASE_RATE + ADAPTER_RATE) // 1_000_000
+    # The base earns its rate, the adapter the fraction that its weight is of 1.
+    parts = {BASE_OWNER: BASE_RATE * 10_000, ADAPTER_OWNER: ADAPTER_RATE * WEIGHT}
+    royalties = tokens * sum(parts.values()) // (10_000 * 1_000_000)
     assert before - (await settlement.account_of(PAYER.address, node)).balance == compute + royalties
 
     # Anyone may claim; the money goes to the beneficiaries. The stranger here is the deployer.
     await send(rpc, DEPLOYER, settlement.harvest_many([(node, pipeline.id)]))
-    protocol = compute * PROTOCOL_BPS // 10_000
-    shares = {owner: royalties * rate // (BASE_RATE + ADAPTER_RATE) for owner, rate in ((BASE_OWNER, BASE_RATE), (ADAPTER_OWNER, ADAPTER_RATE))}  # fmt: skip
+    # Each redeem rounds the protocol's part of what it adds.
+    protocol = sum((after - earlier) * PROTOCOL_BPS // 10_000 for earlier, after in pairwise((0, *redeemed_compute)))
+    shares = {owner: royalties * part // sum(parts.values()) for owner, part in parts.items()}
     held = {owner: await rpc.balance(owner.address) for owner in shares}
     await send(rpc, DEPLOYER, settlement.claim_operator(node))
     await send(rpc, DEPLOYER, settlement.claim_protocol([node]))
     for owner in shares:
         await send(rpc, DEPLOYER, settlement.claim_owner(owner.address))
-    assert abs(await rpc.balance(TREASURY) - protocol) <= 1  # two redeems or one: the rounding may fall between them
-    assert await rpc.balance(PAYOUT) + await rpc.balance(TREASURY) == compute
+    assert await rpc.balance(TREASURY) == protocol
+    assert await rpc.balance(PAYOUT) == compute - protocol
     for owner, share in shares.items():
         assert await rpc.balance(owner.address) - held[owner] == share
     dust = royalties - sum(shares.values())
@@ -217,7 +224,9 @@ def _request(node: bytes, pipeline: Pipeline, prompt: str, number: int, now: int
     )
 
 
-def _receipt(slot: ReceiptSlot, tokens: int, output: list[int], compute: int, royalties: int, now: int, domain: Domain) -> Signed[Receipt]:  # fmt: skip
+def _receipt(
+    slot: ReceiptSlot, tokens: int, output: list[int], compute: int, royalties: int, now: int, domain: Domain
+) -> Signed[Receipt]:
     return Receipt(
         request_digest=slot.request_digest,
         payer=slot.request.value.payer,
