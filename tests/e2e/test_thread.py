@@ -164,7 +164,7 @@ async def _thread(rpc: Rpc, tmp_path: Path) -> None:
                 advance_voucher(tx, entry)
                 return submit_intent(tx, intent, now)
 
-            await journal._run(keep_both)
+            await journal.transact(keep_both)
             assert await journal.owed(PAYER.address, node) == 0
 
         before = (await settlement.account_of(PAYER.address, node)).balance

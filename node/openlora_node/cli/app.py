@@ -40,7 +40,11 @@ class Noun:
 
 NOUNS = (
     Noun("config", "Show, check and explain the configuration."),
+    Noun("contracts", "Deploy the contracts, and check a deployment."),
     Noun("db", "Check and back up the journal."),
+    Noun("devnet", "Run an embedded chain with the contracts on it."),
+    Noun("keys", "Make, import, show and back up key files."),
+    Noun("tx", "Show and steer the transactions of the outbox."),
 )
 
 

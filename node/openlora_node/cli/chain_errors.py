@@ -34,5 +34,5 @@ def run(work: Coroutine[Any, Any, T]) -> T:
 
 def translated(error: ChainError) -> OpenLoraError:
     """Key errors end with the exit code of keys, all others with that of the chain."""
-    code = ErrorCode.BAD_SIGNATURE if error.code in _KEYS else ErrorCode.WRONG_CHAIN
+    code = ErrorCode.KEY_FAILED if error.code in _KEYS else ErrorCode.CHAIN_FAILED
     return OpenLoraError(code, f"{error.code.value}: {error.message}")

@@ -119,19 +119,19 @@ class Journal:
         self._check_ours(request.value.payer, request.value.node)
         digest = Digest(request.value.digest(self.binding.domain))
         entry = requests.Entry(request, digest, signer, escrow, opening, debt_allowed)
-        return await self._run(lambda tx: requests.admit(tx, entry, self._clock(), self._max_live_nonces))
+        return await self.transact(lambda tx: requests.admit(tx, entry, self._clock(), self._max_live_nonces))
 
     async def interrupt(self, request_digest: Digest) -> bool:
         """Release the reservation of a request that will get no receipt; False if it was not running."""
-        return await self._run(lambda tx: requests.interrupt(tx, request_digest))
+        return await self.transact(lambda tx: requests.interrupt(tx, request_digest))
 
     async def interrupt_running(self) -> int:
         """At start-up, before the first `admit`: release what a lost process had reserved. Returns how many."""
-        return await self._run(requests.interrupt_running)
+        return await self.transact(requests.interrupt_running)
 
     async def prune(self) -> int:
         """Forget interrupted requests whose time is over, a bounded number a call. Returns how many."""
-        return await self._run(lambda tx: requests.prune(tx, self._clock(), PRUNE_LIMIT))
+        return await self.transact(lambda tx: requests.prune(tx, self._clock(), PRUNE_LIMIT))
 
     async def commit_receipt(self, request_digest: Digest, build: receipts.Build) -> StoredReceipt:
         """Fill the next slot of this node's chain, release the reservation, advance the ledger.
@@ -142,7 +142,7 @@ class Journal:
         """
         self._check_role(Role.NODE)
         domain, floor = self.binding.domain, self._seq_floor
-        return await self._run(lambda tx: receipts.commit_receipt(tx, domain, request_digest, floor, build))
+        return await self.transact(lambda tx: receipts.commit_receipt(tx, domain, request_digest, floor, build))
 
     async def accept_receipt(self, request_digest: Digest, draft: ReceiptDraft) -> StoredReceipt:
         """For a payer: keep a receipt that a node sent and that was checked, and advance the ledger.
@@ -151,7 +151,7 @@ class Journal:
         """
         self._check_role(Role.PAYER)
         domain = self.binding.domain
-        return await self._run(lambda tx: receipts.accept_receipt(tx, domain, request_digest, draft))
+        return await self.transact(lambda tx: receipts.accept_receipt(tx, domain, request_digest, draft))
 
     async def advance_voucher(self, entry: VoucherEntry) -> Advanced | Ignored:
         """Keep the newest voucher of its ledger. Opens the ledger if need be: check first that the pipeline is known.
@@ -159,21 +159,21 @@ class Journal:
         Raises VOUCHER_CONFLICT where one amount grew and the other fell, WRONG_NODE, BAD_AMOUNT.
         """
         self._check_ours(entry.voucher.value.payer, entry.voucher.value.node)
-        return await self._run(lambda tx: vouchers.advance_voucher(tx, entry))
+        return await self.transact(lambda tx: vouchers.advance_voucher(tx, entry))
 
     async def record_redeemed(self, key: LedgerKey, value: int) -> Ledger:
         """Note what the chain has paid for this ledger so far; lower values are ignored."""
         self._check_ours(key.payer, key.node)
         wei(value)
-        return await self._run(lambda tx: vouchers.record_redeemed(tx, key, value))
+        return await self.transact(lambda tx: vouchers.record_redeemed(tx, key, value))
 
     async def owed(self, payer: bytes, node: bytes) -> int:
         """Committed fees of the payer with the node that no voucher covers yet, in wei."""
-        return await self._run(lambda tx: Books(tx).account(payer, node).owed)
+        return await self.transact(lambda tx: Books(tx).account(payer, node).owed)
 
     async def ledger(self, key: LedgerKey) -> Ledger:
         """One ledger, empty if there is none under this key."""
-        return await self._run(lambda tx: Books(tx).ledger(key))
+        return await self.transact(lambda tx: Books(tx).ledger(key))
 
     async def check_integrity(self, deep: bool = False) -> None:
         """See `Reader.check_integrity`; runs beside the writer on one committed state."""
@@ -183,7 +183,8 @@ class Journal:
         with Reader(self.path) as reader:
             reader.check_integrity(deep)
 
-    async def _run(self, operation: Callable[[Transaction], T]) -> T:
+    async def transact(self, operation: Callable[[Transaction], T]) -> T:
+        """Run an operation of this package in one transaction, so that rows of two rooms commit together."""
         return await asyncio.wrap_future(self._writer.submit(operation))
 
     def _check_ours(self, payer: bytes, node: bytes) -> None:

@@ -113,7 +113,7 @@ class JournalLogs:
         await self._run(lambda tx: roll_back_logs(tx, follower, to))
 
     async def _run(self, operation: Callable[[Transaction], T]) -> T:
-        return await self._journal._run(operation)  # the package's own transaction runner
+        return await self._journal.transact(operation)
 
 
 def _is_stored(transaction: Transaction, follower: str, log: LogRecord) -> bool:

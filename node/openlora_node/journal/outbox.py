@@ -268,7 +268,7 @@ class JournalOutbox:
         await self._run(lambda tx: set_note(tx, identity, note))
 
     async def _run(self, operation: Callable[[Transaction], T]) -> T:
-        return await self._journal._run(operation)  # the package's own transaction runner
+        return await self._journal.transact(operation)
 
 
 def _held(transaction: Transaction, identity: bytes, *states: IntentState) -> Intent:

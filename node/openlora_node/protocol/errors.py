@@ -80,6 +80,13 @@ class ErrorCode(StrEnum):
     # This machine: configuration, key files, disk and journal.
     CONFIG_INVALID = "CONFIG_INVALID", 500, False, "correct the key or line named; `openlora config check` lists all"
     CONFIG_SECRET = "CONFIG_SECRET", 500, False, "move the secret to a file of mode 0600 and name the file instead"
+    KEY_FAILED = (
+        "KEY_FAILED",
+        500,
+        False,
+        "check the key file, its mode and its password; `openlora keys` looks after them",
+    )
+    CHAIN_FAILED = "CHAIN_FAILED", 502, True, "check the chain's endpoint, its chain id and the deployment file"
     DATADIR_LOCKED = "DATADIR_LOCKED", 500, False, "stop the process named, or give this one its own data directory"
     DATADIR_UNSAFE = "DATADIR_UNSAFE", 500, False, "give the data directory to this user with mode 0700"
     JOURNAL_TOO_NEW = "JOURNAL_TOO_NEW", 500, False, "run the version that wrote the journal, or restore a backup"
