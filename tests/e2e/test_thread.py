@@ -28,12 +28,19 @@ from openlora_node.journal import Binding, EscrowSnapshot, Journal, LedgerKey, R
 from openlora_node.journal.outbox import JournalOutbox, submit_intent
 from openlora_node.journal.vouchers import advance_voucher
 from openlora_node.protocol.crypto import Address
-from openlora_node.protocol.eip712 import AddressField as AddressType
-from openlora_node.protocol.eip712 import Bytes32, Domain, Signed, TypedStruct, Uint64
+from openlora_node.protocol.eip712 import Domain, Signed
 from openlora_node.protocol.ids import ZERO32, Digest
 from openlora_node.protocol.pipeline import Adapter, Pipeline
 from openlora_node.protocol.pricing import ComputeRates, RoyaltySchedule, charge
-from openlora_node.protocol.structs import Receipt, ReceiptStatus, Request, Voucher, body_hash, output_hash
+from openlora_node.protocol.structs import (
+    NodeKeyProof,
+    Receipt,
+    ReceiptStatus,
+    Request,
+    Voucher,
+    body_hash,
+    output_hash,
+)
 
 pytestmark = pytest.mark.slow
 CHAIN_ID = 31337
@@ -45,14 +52,6 @@ KIND_BASE, KIND_ADAPTER = 1, 2
 PROTOCOL_BPS = 500
 WEIGHT = 7_500
 BUNDLED = Path(__file__).parents[2] / "contracts/node_modules/@foundry-rs"
-
-
-class NodeKeyProof(TypedStruct, frozen=True, kw_only=True):
-    """What a node key signs to be registered."""
-
-    node: Bytes32
-    owner: AddressType
-    deadline: Uint64
 
 
 def wallet(number: int) -> Wallet:

@@ -93,4 +93,5 @@ adverts = living(
     memory_total=st.just(2**32 - 1),
 )
 queries = typed(structs.AccountQuery)
-signed_structs = st.one_of(quotes, requests, vouchers, receipts(), adverts, queries, pipelines())
+proofs = st.one_of(typed(structs.NodeKeyProof), typed(structs.SignerProof))
+signed_structs = st.one_of(quotes, requests, vouchers, receipts(), adverts, queries, proofs, pipelines())

@@ -169,6 +169,8 @@ SIGNED: list[tuple[str, TypedStruct, LocalSigner]] = [
     ("Receipt, largest values", MAX_RECEIPT, NODE),
     ("NodeAdvert", ADVERT, NODE),
     ("AccountQuery", QUERY, PAYER),
+    ("NodeKeyProof", structs.NodeKeyProof(node=NODE_ID, owner=word("owner")[:20], deadline=1_764_003_600), NODE),
+    ("SignerProof", structs.SignerProof(payer=word("cold payer")[:20], deadline=1_764_003_600), PAYER),
 ]
 
 

@@ -124,6 +124,21 @@ class AccountQuery(TypedStruct, frozen=True, kw_only=True):
     issued_at: Uint64
 
 
+class NodeKeyProof(TypedStruct, frozen=True, kw_only=True):
+    """Node key → NodeRegistry: I agree to speak for this node of this owner. Valid until `deadline`."""
+
+    node: Bytes32
+    owner: AddressField
+    deadline: Uint64
+
+
+class SignerProof(TypedStruct, frozen=True, kw_only=True):
+    """Signer → Settlement: I agree to sign for this payer, for ever. Valid until `deadline`."""
+
+    payer: AddressField
+    deadline: Uint64
+
+
 class ReceiptStatus(IntEnum):
     """How a response ended."""
 
