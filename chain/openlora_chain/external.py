@@ -1,6 +1,6 @@
 """Signing by somebody else: the transaction goes out as JSON, the signed raw bytes come in and are checked.
 
-For cold owners: a hardware wallet's helper, an air-gapped machine, a person who copies text. Whatever comes back is
+For cold owners: a hardware wallet's software, an air-gapped machine, a person who copies text. Whatever comes back is
 either exactly the transaction that was asked for, signed by the address expected, or an error.
 """
 

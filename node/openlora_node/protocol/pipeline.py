@@ -9,9 +9,10 @@ from __future__ import annotations
 from enum import IntEnum
 from itertools import pairwise
 
-from .eip712 import Bytes32, Int32, TypedStruct, Uint8, Uint32
+from .eip712 import TypedStruct
 from .errors import ErrorCode, ProtocolError
 from .ids import PipelineId
+from .solidity import Bytes32, Int32, Uint8, Uint32
 
 MAX_ADAPTERS = 4
 WEIGHT_ONE = 10_000

@@ -9,9 +9,10 @@ from __future__ import annotations
 from enum import IntEnum
 
 from .crypto import SIGNATURE_LENGTH, keccak256
-from .eip712 import AddressField, Bytes32, String, TypedStruct, Uint8, Uint32, Uint64, Uint128
+from .eip712 import TypedStruct
 from .errors import ErrorCode, ProtocolError
 from .pipeline import MAX_ADAPTERS
+from .solidity import AddressField, Bytes32, String, Uint8, Uint32, Uint64, Uint128
 
 MAX_REQUEST_LIFETIME_S = 300
 CLOCK_SKEW_S = 60
