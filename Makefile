@@ -11,7 +11,7 @@ help: ## print this
 setup: ## install everything into .venv (root also installs missing system packages)
 	@scripts/setup.sh
 
-run: setup ## show one paid request from quote to settled voucher, then stay up (DEMO=once: exit)
+run: setup ## show paid requests from quote to claimed rewards on an embedded chain, then stay up (DEMO=once: exit)
 	@$(bin)/python configs/demo/run.py
 
 test: setup ## set up, then run every test

@@ -10,11 +10,12 @@ import json
 import secrets
 from collections.abc import AsyncIterator
 
-from world import ASSUMED_ESCROW, BASE, BREVITY, DOMAIN, NODE_ID, PIPELINE, POETRY, frames, now, say
+from world import ADAPTER_OWNERS, BASE, BASE_OWNER, NODE_KEY, PIPELINE, ROYALTY_RATES, World, frames, now, say
 
 from openlora_node.journal import (
     AlreadyDone,
     AlreadyRunning,
+    EscrowSnapshot,
     Journal,
     LedgerKey,
     ReceiptDraft,
@@ -22,25 +23,26 @@ from openlora_node.journal import (
     VoucherEntry,
 )
 from openlora_node.protocol import messages, structs
-from openlora_node.protocol.crypto import Address, LocalSigner, keccak256
+from openlora_node.protocol.crypto import Address, keccak256
 from openlora_node.protocol.eip712 import Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import ZERO32
 from openlora_node.protocol.messages import INFER, InferMessage
 from openlora_node.protocol.pricing import ComputeRates, RoyaltySchedule, Tally, charge, max_fee
 
-ROYALTY_RATES = {BASE: 10**13, POETRY: 5 * 10**13, BREVITY: 2 * 10**13}
 RATES = ComputeRates(input_rate=2 * 10**14, output_rate=6 * 10**14)
 SETTLEMENT_CHARGE = 10**9
 PARTS = [(PIPELINE.base, PIPELINE.base_terms_version), *((a.id, a.terms_version) for a in PIPELINE.adapters)]
+OWNERS = {BASE: BASE_OWNER.address, **{artifact: key.address for artifact, key in ADAPTER_OWNERS.items()}}
 SCHEDULE = RoyaltySchedule.of(PIPELINE, ROYALTY_RATES[BASE], tuple(ROYALTY_RATES[a.id] for a in PIPELINE.adapters))
 
 
 class Node:
     """The serving side of the demo."""
 
-    def __init__(self, key: LocalSigner, journal: Journal) -> None:
-        self._key = key
+    def __init__(self, world: World, journal: Journal) -> None:
+        self._world = world
+        self._domain = world.domain
         self._journal = journal
         self._quotes: dict[bytes, structs.Quote] = {}
 
@@ -74,20 +76,22 @@ class Node:
     def _quote(self, payer: bytes) -> Signed[structs.Quote]:
         quote = structs.Quote(
             payer=payer,
-            node=NODE_ID,
+            node=self._world.node,
             pipeline_id=PIPELINE.id,
             input_rate=RATES.input_rate,
             output_rate=RATES.output_rate,
             royalties=tuple(
-                structs.Royalty(artifact=artifact, terms_version=version, rate=ROYALTY_RATES[artifact], owner=bytes(20))
+                structs.Royalty(
+                    artifact=artifact, terms_version=version, rate=ROYALTY_RATES[artifact], owner=OWNERS[artifact]
+                )
                 for artifact, version in PARTS
             ),
             settlement_charge=SETTLEMENT_CHARGE,
             issued_at=now(),
             expires_at=now() + 3600,
         )
-        self._quotes = {quote.digest(DOMAIN): quote}
-        return quote.sign(DOMAIN, self._key)
+        self._quotes = {quote.digest(self._domain): quote}
+        return quote.sign(self._domain, NODE_KEY)
 
     def _check(self, request: structs.Request, signer: Address, message: messages.Infer) -> bytes:
         """The door, as far as the demo has one. Returns the prompt."""
@@ -110,14 +114,15 @@ class Node:
 
     async def _infer(self, message: messages.Infer) -> AsyncIterator[InferMessage]:
         signed = Signed.unpack(structs.Request, message.request)
-        request, signer = signed.value, signed.signer(DOMAIN)
+        request, signer = signed.value, signed.signer(self._domain)
         prompt = self._check(request, signer, message)
         opening = self._entry(message.voucher)
         before = (await self._journal.ledger(LedgerKey.of(request, signer))).tally
         first = charge(before, SCHEDULE, RATES, len(prompt), 0, SETTLEMENT_CHARGE)
         if first.after.owed(SCHEDULE, opening.voucher.value):
             raise OpenLoraError(ErrorCode.VOUCHER_TOO_LOW)
-        admission = await self._journal.admit(signed, signer, ASSUMED_ESCROW, opening=opening)
+        escrow = EscrowSnapshot(await self._world.escrow(request.payer))
+        admission = await self._journal.admit(signed, signer, escrow, opening=opening)
         if isinstance(admission, AlreadyRunning):
             raise OpenLoraError(ErrorCode.BUSY, retry_after_ms=100)
         if isinstance(admission, AlreadyDone):
@@ -139,7 +144,7 @@ class Node:
         receipt = structs.Receipt(
             request_digest=slot.request_digest,
             payer=slot.request.value.payer,
-            node=NODE_ID,
+            node=self._world.node,
             pipeline_id=PIPELINE.id,
             status=structs.ReceiptStatus.COMPLETE,
             engine_digest=keccak256(b"a stand-in for the engine"),
@@ -155,7 +160,7 @@ class Node:
             seq=slot.seq,
             previous=slot.previous,
         )
-        return ReceiptDraft(receipt.sign(DOMAIN, self._key), secrets.token_bytes(32), charged.after)
+        return ReceiptDraft(receipt.sign(self._domain, NODE_KEY), secrets.token_bytes(32), charged.after)
 
     async def _take(self, packed: bytes) -> int:
         """Keep a voucher that does not run ahead of its ledger; returns the tokens that the newest covers."""
@@ -169,7 +174,7 @@ class Node:
 
     def _entry(self, packed: bytes) -> VoucherEntry:
         voucher = Signed.unpack(structs.Voucher, packed)
-        signer = voucher.signer(DOMAIN)
+        signer = voucher.signer(self._domain)
         if signer != voucher.value.payer or voucher.value.pipeline_id != PIPELINE.id:
             raise OpenLoraError(ErrorCode.BAD_SIGNATURE)
         return VoucherEntry(voucher, signer, SCHEDULE.value(voucher.value))

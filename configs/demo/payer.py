@@ -8,11 +8,11 @@ import secrets
 from collections.abc import AsyncIterator
 from pathlib import Path
 
-from world import ASSUMED_ESCROW, DOMAIN, MAX_TOKENS, NODE_ID, PIPELINE, frames, now, say
+from world import MAX_TOKENS, NODE_KEY, PAYER_KEY, PIPELINE, World, frames, now, say
 
-from openlora_node.journal import Journal, LedgerKey, ReceiptDraft, VoucherEntry
+from openlora_node.journal import EscrowSnapshot, Journal, LedgerKey, ReceiptDraft, VoucherEntry
 from openlora_node.protocol import messages, structs
-from openlora_node.protocol.crypto import Address, LocalSigner
+from openlora_node.protocol.crypto import Address
 from openlora_node.protocol.eip712 import Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import Digest
@@ -51,11 +51,11 @@ class Connection:
 class Payer:
     """The paying side of the demo."""
 
-    def __init__(self, key: LocalSigner, node_key: Address, journal: Journal) -> None:
-        self._key = key
-        self._node_key = node_key
+    def __init__(self, world: World, journal: Journal) -> None:
+        self._world = world
+        self._domain = world.domain
         self._journal = journal
-        self._ledger = LedgerKey(key.address, NODE_ID, key.address, PIPELINE.id)
+        self._ledger = LedgerKey(PAYER_KEY.address, world.node, PAYER_KEY.address, PIPELINE.id)
 
     async def ask(self, socket: Path, prompt: str) -> None:
         """One request from quote to settled voucher, printed step by step."""
@@ -67,17 +67,17 @@ class Payer:
             receipt = Signed.unpack(structs.Receipt, done.receipt)
             charged = self._recount(receipt, request, quote, before, len(prompt.encode()), tokens)
             draft = ReceiptDraft(receipt, done.salt, charged.after)
-            await self._journal.accept_receipt(Digest(request.digest(DOMAIN)), draft)
+            await self._journal.accept_receipt(Digest(request.digest(self._domain)), draft)
             self._show(receipt.value, quote)
-            await self._close(connection, quote, charged.after, receipt.value.digest(DOMAIN))
+            await self._close(connection, quote, charged.after, receipt.value.digest(self._domain))
         finally:
             await connection.close()
 
     async def _quote(self, connection: Connection) -> structs.Quote:
-        reply = await connection.send(messages.AskQuote(id=1, payer=self._key.address, pipeline=PIPELINE.pack()))
+        reply = await connection.send(messages.AskQuote(id=1, payer=PAYER_KEY.address, pipeline=PIPELINE.pack()))
         assert isinstance(reply, messages.QuoteReply)
         signed = Signed.unpack(structs.Quote, reply.quote)
-        if signed.signer(DOMAIN) != self._node_key:
+        if signed.signer(self._domain) != NODE_KEY.address:
             raise OpenLoraError(ErrorCode.BAD_SIGNATURE)
         quote = signed.value
         prices = f"{quote.input_rate:,} wei in, {quote.output_rate:,} wei out per million tokens"
@@ -91,10 +91,10 @@ class Payer:
         prompt_tokens = len(prompt.encode())
         schedule, rates = RoyaltySchedule.quoted(PIPELINE, quote), ComputeRates(quote.input_rate, quote.output_rate)
         request = structs.Request(
-            payer=self._key.address,
-            node=NODE_ID,
+            payer=PAYER_KEY.address,
+            node=self._world.node,
             pipeline_id=PIPELINE.id,
-            quote_digest=quote.digest(DOMAIN),
+            quote_digest=quote.digest(self._domain),
             body_hash=structs.body_hash(body),
             max_fee=max_fee(schedule, rates, prompt_tokens, MAX_TOKENS, quote.settlement_charge),
             max_tokens=MAX_TOKENS,
@@ -102,9 +102,10 @@ class Payer:
             issued_at=now(),
             expires_at=now() + 120,
         )
-        signed = request.sign(DOMAIN, self._key)
-        opening = self._voucher(self._charge(quote, before, prompt_tokens, 0).after, request.digest(DOMAIN))
-        await self._journal.admit(signed, self._key.address, ASSUMED_ESCROW)
+        signed = request.sign(self._domain, PAYER_KEY)
+        opening = self._voucher(self._charge(quote, before, prompt_tokens, 0).after, request.digest(self._domain))
+        escrow = EscrowSnapshot(await self._world.escrow(PAYER_KEY.address))
+        await self._journal.admit(signed, Address(PAYER_KEY.address), escrow)
         worth = schedule.value(opening.value)
         say("request", f"signed, at most {request.max_fee:,} wei; opening voucher {worth:,} wei")
         message = await connection.send(
@@ -131,8 +132,8 @@ class Payer:
         receipt = signed.value
         charged = self._charge(quote, before, prompt_tokens, len(tokens))
         honest = (
-            signed.signer(DOMAIN) == self._node_key
-            and receipt.request_digest == request.digest(DOMAIN)
+            signed.signer(self._domain) == NODE_KEY.address
+            and receipt.request_digest == request.digest(self._domain)
             and receipt.output_hash == structs.output_hash(tokens)
             and (receipt.prompt_tokens, receipt.completion_tokens) == (prompt_tokens, len(tokens))
             and charged.is_stated_by(receipt)
@@ -153,10 +154,10 @@ class Payer:
     async def _close(self, connection: Connection, quote: structs.Quote, tally: Tally, receipt_digest: bytes) -> None:
         closing = self._voucher(tally, receipt_digest)
         worth = RoyaltySchedule.quoted(PIPELINE, quote).value(closing.value)
-        await self._journal.advance_voucher(VoucherEntry(closing, self._key.address, worth))
+        await self._journal.advance_voucher(VoucherEntry(closing, Address(PAYER_KEY.address), worth))
         settled = await connection.send(messages.Pay(id=1, voucher=closing.pack()))
         assert isinstance(settled, messages.Settled)
-        owed = await self._journal.owed(self._key.address, NODE_ID)
+        owed = await self._journal.owed(PAYER_KEY.address, self._world.node)
         say("settled", f"{settled.cumulative_tokens} tokens covered by vouchers; owed: {owed} wei")
 
     def _charge(self, quote: structs.Quote, before: Tally, prompt_tokens: int, completion_tokens: int) -> Charge:
@@ -171,10 +172,10 @@ class Payer:
 
     def _voucher(self, tally: Tally, reference: bytes) -> Signed[structs.Voucher]:
         return structs.Voucher(
-            payer=self._key.address,
-            node=NODE_ID,
+            payer=PAYER_KEY.address,
+            node=self._world.node,
             pipeline_id=PIPELINE.id,
             cumulative_tokens=tally.tokens,
             cumulative_compute=tally.compute,
             reference_digest=reference,
-        ).sign(DOMAIN, self._key)
+        ).sign(self._domain, PAYER_KEY)

@@ -1,26 +1,27 @@
-"""The demo: paid requests from quote to settled voucher, between a node and a payer with real keys and journals.
+"""The demo: paid requests from quote to claimed rewards, with real keys, journals, messages, contracts and chain.
 
-`make run` starts the node, sends two requests (or the prompts given as arguments), prints each step, checks both
-journals and stays up; DEMO=once exits. The two speak the real messages over a Unix socket. There is no engine or chain
-in it yet: a stand-in answers with the prompt spelled backwards, and the payer's escrow is assumed.
+`make run` starts an embedded chain, registers a node, a base and two adapters, sends two requests (or the prompts given
+as arguments), prints each step, redeems and claims for everyone, checks both journals and stays up; DEMO=once exits.
+Node and payer speak the real messages over a Unix socket. There is no engine in it yet: a stand-in answers with the
+prompt spelled backwards.
 """
 
 from __future__ import annotations
 
 import asyncio
 import os
-import secrets
 import signal
 import sys
 import tempfile
 from pathlib import Path
 
+from chain import settled_world
 from node import Node
 from payer import Payer
-from world import DOMAIN, NODE_ID, now, say
+from world import NODE_KEY, PAYER_KEY, PIPELINE, now, say
 
-from openlora_node.journal import Binding, Journal
-from openlora_node.protocol.crypto import LocalSigner
+from openlora_chain.errors import ChainError
+from openlora_node.journal import Binding, Journal, LedgerKey
 from openlora_node.protocol.errors import OpenLoraError
 from openlora_node.protocol.ids import format_address, format_bytes
 
@@ -28,28 +29,35 @@ PROMPTS = ["Was it a car or a cat I saw?", "Never odd or even"]
 
 
 async def main(prompts: list[str], once: bool) -> None:
-    """Node and payer in a temporary directory."""
+    """Chain, node and payer in a temporary directory."""
     with tempfile.TemporaryDirectory(prefix="openlora-demo-") as folder:
         home = Path(folder)
-        node_key, payer_key = LocalSigner(secrets.token_bytes(32)), LocalSigner(secrets.token_bytes(32))
-        node_journal = Journal.open(home / "node.sqlite", Binding.to_node(DOMAIN, NODE_ID), now)
-        payer_journal = Journal.open(home / "payer.sqlite", Binding.to_payer(DOMAIN, payer_key.address), now)
-        async with node_journal, payer_journal:
-            server = await asyncio.start_unix_server(Node(node_key, node_journal).serve, path=str(home / "node.sock"))
-            say("node", f"{format_bytes(NODE_ID)}, key {format_address(node_key.address)}")
-            say("payer", format_address(payer_key.address))
-            payer = Payer(payer_key, node_key.address, payer_journal)
-            for prompt in prompts:
+        async with settled_world(home / "chain") as (world, chain):
+            node_journal = Journal.open(home / "node.sqlite", Binding.to_node(world.domain, world.node), now)
+            payer_journal = Journal.open(home / "payer.sqlite", Binding.to_payer(world.domain, PAYER_KEY.address), now)
+            async with node_journal, payer_journal:
+                server = await asyncio.start_unix_server(Node(world, node_journal).serve, path=str(home / "node.sock"))
+                say("node", f"{format_bytes(world.node)}, key {format_address(NODE_KEY.address)}")
+                say(
+                    "payer",
+                    f"{format_address(PAYER_KEY.address)}, escrow {await world.escrow(PAYER_KEY.address):,} wei",
+                )
+                payer = Payer(world, payer_journal)
+                for prompt in prompts:
+                    say("", "")
+                    say("ask", repr(prompt))
+                    await payer.ask(home / "node.sock", prompt)
                 say("", "")
-                say("ask", repr(prompt))
-                await payer.ask(home / "node.sock", prompt)
-            for journal in (node_journal, payer_journal):
-                await journal.check_integrity(deep=True)
-            say("", "")
-            say("check", "both journals pass their integrity check (deep)")
-            if not once:
-                await stay_up(home)
-            server.close()
+                key = LedgerKey(PAYER_KEY.address, world.node, PAYER_KEY.address, PIPELINE.id)
+                held = (await node_journal.ledger(key)).newest_voucher
+                assert held is not None
+                await chain.settle(held)
+                for journal in (node_journal, payer_journal):
+                    await journal.check_integrity(deep=True)
+                say("check", "both journals pass their integrity check (deep)")
+                if not once:
+                    await stay_up(home)
+                server.close()
 
 
 async def stay_up(home: Path) -> None:
@@ -64,5 +72,5 @@ async def stay_up(home: Path) -> None:
 if __name__ == "__main__":
     try:
         asyncio.run(main(sys.argv[1:] or PROMPTS, once=os.environ.get("DEMO") == "once"))
-    except OpenLoraError as error:
+    except (OpenLoraError, ChainError) as error:
         sys.exit(str(error))

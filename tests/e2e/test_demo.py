@@ -24,11 +24,18 @@ def test_demo_adds_up_and_exits() -> None:
     result = subprocess.run(
         COMMAND, env=os.environ | {"DEMO": "once"}, capture_output=True, text=True, timeout=60, check=True
     )
-    receipts = [line for line in result.stdout.splitlines() if line.startswith("receipt")]
+    lines = result.stdout.splitlines()
+    receipts = [figures(line.split("compute")[1]) for line in lines if line.startswith("receipt")]
     assert len(receipts) == 2
-    for line in receipts:
-        compute, royalties, fee = figures(line.split("compute")[1])
+    for compute, royalties, fee in receipts:
         assert compute + royalties == fee > 0
+    (redeemed,) = (figures(line)[0] for line in lines if line.startswith("redeem"))
+    claims = [figures(line)[0] for line in lines if line.startswith("claim")]
+    (dust,) = (figures(line)[1] for line in lines if "together" in line)
+    assert redeemed == sum(fee for _, _, fee in receipts) == sum(claims) + dust
+    assert len(claims) == 5
+    assert all(claims)
+    assert 0 <= dust < 5
     assert result.stdout.count("owed: 0 wei") == 2
     assert "both journals pass their integrity check (deep)" in result.stdout
 

@@ -33,7 +33,7 @@ class Signer(Protocol):
     """Whatever holds a key: a hot key in memory, a keystore, a remote signer."""
 
     @property
-    def address(self) -> Address:
+    def address(self) -> bytes:
         """The address that `recover` gives for this signer's signatures."""
         ...
 
