@@ -40,11 +40,11 @@ class Noun:
 
 NOUNS = (
     Noun("config", "Show, check and explain the configuration."),
-    Noun("contracts", "Deploy the contracts, and check a deployment."),
+    Noun("contracts", "Deploy the contracts and check a deployment."),
     Noun("db", "Check and back up the journal."),
-    Noun("devnet", "Run an embedded chain with the contracts on it."),
-    Noun("keys", "Make, import, show and back up key files."),
-    Noun("tx", "Show and steer the transactions of the outbox."),
+    Noun("devnet", "Run a development chain on this machine."),
+    Noun("keys", "Make, import, export and guard key files."),
+    Noun("tx", "Look at the chain transactions under way and steer them."),
 )
 
 
