@@ -1,7 +1,8 @@
-"""A process that pays through an outbox and dies at a named point: `outbox_worker JOURNAL URL COUNT STEP NTH`.
+"""A process that pays through an outbox and dies at a named point: `outbox_worker JOURNAL URL COUNT STEP NTH [FIRST]`.
 
 STEP is a step of the journal (before a write, before and after a COMMIT) or of the chain ("before-send",
 "after-send"); the process kills itself with signal 9 when it gets there for the NTH time. "never" ends normally.
+Payments are numbered from FIRST (default 0).
 """
 
 from __future__ import annotations
@@ -42,17 +43,17 @@ class MinedRpc(Rpc):
         self.mine("after-send")
 
 
-async def main(path: str, url: str, count: int, step: str, nth: int) -> None:
+async def main(path: str, url: str, count: int, step: str, nth: int, first: int = 0) -> None:
     mine = Mine(step, nth)
     async with Rpc(url) as rpc, open_journal(Path(path), on_step=mine) as journal:
         chain = MinedRpc(url)
         chain.mine = mine
         bench = Bench(rpc, JournalOutbox(journal), chain)
         for number in range(count):
-            await bench.outbox.submit(payment(number))
+            await bench.outbox.submit(payment(first + number))
         await bench.settle()
         await chain.close()
 
 
 if __name__ == "__main__":
-    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], int(sys.argv[5])))
+    asyncio.run(main(sys.argv[1], sys.argv[2], int(sys.argv[3]), sys.argv[4], *map(int, sys.argv[5:])))

@@ -38,9 +38,18 @@ STEPS = [
 ]
 
 
-async def work(journal: Path, url: str, step: str, nth: int) -> int:
+async def work(journal: Path, url: str, step: str, nth: int, count: int = COUNT, first: int = 0) -> int:
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "support.outbox_worker", str(journal), url, str(COUNT), step, str(nth), cwd=TESTS
+        sys.executable,
+        "-m",
+        "support.outbox_worker",
+        str(journal),
+        url,
+        str(count),
+        step,
+        str(nth),
+        str(first),
+        cwd=TESTS,
     )
     return await process.wait()
 
@@ -54,3 +63,16 @@ async def test_a_killed_sender_is_continued(rpc: Rpc, anvil, tmp_path: Path, ste
         await Bench(rpc, JournalOutbox(journal)).check_paid_once(COUNT)
         await journal.check_integrity()
     assert await rpc.nonce(HOT.address) == COUNT
+
+
+async def test_a_second_process_with_the_same_key_costs_nothing_but_time(rpc: Rpc, anvil, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    ends = await asyncio.gather(
+        work(tmp_path / "one.sqlite", anvil.url, "never", 1, count=6),
+        work(tmp_path / "two.sqlite", anvil.url, "never", 1, count=6, first=100),
+    )
+    assert ends == [0, 0]
+    for name, first in (("one", 0), ("two", 100)):
+        async with open_journal(tmp_path / f"{name}.sqlite") as journal:
+            await Bench(rpc, JournalOutbox(journal)).check_paid_once(6, first=first)
+            await journal.check_integrity()
+    assert await rpc.nonce(HOT.address) == 12
