@@ -136,7 +136,7 @@ async def check_deployment(rpc: Rpc, deployment: Deployment) -> None:
     if chain_id != deployment.chain_id:
         raise ChainError(
             ChainErrorCode.WRONG_CHAIN,
-            f"the RPC serves chain {chain_id}, the deployment is on {deployment.chain_id}: correct chain.rpc_url",
+            f"the RPC serves chain {chain_id}, the deployment is on {deployment.chain_id}: correct chain.rpc_urls",
         )
     for name, item in deployment.contracts.items():
         await _check_code(rpc, name, item)

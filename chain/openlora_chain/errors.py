@@ -36,11 +36,11 @@ class ChainErrorCode(StrEnum):
     SIGNER_REFUSED = "SIGNER_REFUSED", "the external signer gave no transaction, or not the one that was asked for"
 
     # The node that answers JSON-RPC.
-    RPC_UNREACHABLE = "RPC_UNREACHABLE", "check chain.rpc_url and the network; nothing is lost meanwhile"
+    RPC_UNREACHABLE = "RPC_UNREACHABLE", "check chain.rpc_urls and the network; nothing is lost meanwhile"
     RPC_RATE_LIMITED = "RPC_RATE_LIMITED", "the RPC asks to slow down: raise chain.poll_interval or use a larger plan"
     RPC_FAILED = "RPC_FAILED", "the RPC answered with an error: see its message"
     RPC_INCONSISTENT = "RPC_INCONSISTENT", "the RPC contradicts itself: use another, or wait until it has caught up"
-    WRONG_CHAIN = "WRONG_CHAIN", "point chain.rpc_url at the chain that the deployment names"
+    WRONG_CHAIN = "WRONG_CHAIN", "point chain.rpc_urls at the chain that the deployment names"
 
     # Contracts.
     CONTRACT_MISMATCH = "CONTRACT_MISMATCH", "use the deployment file that fits this version and chain"

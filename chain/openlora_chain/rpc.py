@@ -147,7 +147,7 @@ class Rpc:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             reason = type(error).__name__
             raise RpcError(
-                ChainErrorCode.RPC_UNREACHABLE, f"no answer from the RPC ({reason}); see chain.rpc_url"
+                ChainErrorCode.RPC_UNREACHABLE, f"no answer from the RPC ({reason}); see chain.rpc_urls"
             ) from None
         return _parse(status, body)
 

@@ -159,7 +159,8 @@ class Pricing(Section):
     input: Annotated[Wei, Amount("0 OPEN", "1000000 OPEN")] = key("0.2 OPEN", "Price of 1,000,000 prompt tokens.")
     output: Annotated[Wei, Amount("0 OPEN", "1000000 OPEN")] = key("0.6 OPEN", "Price of 1,000,000 generated tokens.")
     settlement_charge: Annotated[Wei, Amount("0 OPEN", "1000 OPEN")] = key(
-        "0.001 OPEN", "One-time charge in the first quote for a payer and a pipeline: covers the gas of redeeming."
+        "0.001 OPEN",
+        "Charged once for a payer, signer and pipeline, in the first receipt: covers the gas of redeeming.",
     )
 
 

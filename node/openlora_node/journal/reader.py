@@ -122,18 +122,21 @@ class Reader:
     def open_receipts(self, key: LedgerKey, limit: int) -> list[StoredReceipt]:
         """The newest receipts of a ledger that its newest voucher does not cover yet, newest first."""
         with self._snapshot():
-            owed = Books(self._view).ledger(key).owed
+            ledger = Books(self._view).ledger(key)
             rows = self._view.all(
                 "SELECT signed, digest, salt FROM receipts WHERE payer = ? AND node = ? AND signer = ? AND pipeline = ?"
                 " ORDER BY seq DESC LIMIT ?",
                 key.payer, key.node, key.signer, key.pipeline, limit,
             )  # fmt: skip
-        found = []
+        found: list[StoredReceipt] = []
+        # The two amounts pay different people: a receipt is open while either of its parts may be.
+        compute, royalties = ledger.uncovered if ledger.owed else (0, 0)
         for signed, digest, salt in rows:
-            if owed <= 0:
+            if compute <= 0 and royalties <= 0:
                 break
             found.append(StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt))
-            owed -= found[-1].receipt.value.fee
+            compute -= found[-1].receipt.value.compute
+            royalties -= found[-1].receipt.value.royalties
         return found
 
     def violations(self, deep: bool = False) -> list[str]:

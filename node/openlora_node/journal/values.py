@@ -110,17 +110,17 @@ class Ledger:
 
         What was redeemed was vouchered, even if the voucher is lost.
         """
-        compute = max(0, self.tally.compute - self.voucher_compute)
-        owed = compute + max(0, self._royalties - self._voucher_royalties)
+        owed = sum(self.uncovered)
         return owed if self.redeemed <= self.voucher_value else min(owed, max(0, self.fee - self.redeemed))
 
     @property
-    def _royalties(self) -> int:
-        return self.fee - self.tally.compute
-
-    @property
-    def _voucher_royalties(self) -> int:
-        return self.voucher_value - self.voucher_compute
+    def uncovered(self) -> tuple[int, int]:
+        """Compute and royalties of the committed receipts beyond what the newest voucher holds of each."""
+        royalties = self.fee - self.tally.compute
+        return (
+            max(0, self.tally.compute - self.voucher_compute),
+            max(0, royalties - (self.voucher_value - self.voucher_compute)),
+        )
 
 
 @dataclass(frozen=True)

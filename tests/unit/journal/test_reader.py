@@ -39,6 +39,18 @@ async def test_open_receipts_are_those_that_no_voucher_covers_newest_first(tmp_p
             assert reader.open_receipts(key_of(), 10) == []
 
 
+@pytest.mark.parametrize(("tokens", "compute"), [(10**6, 0), (0, 10**6)])
+async def test_a_receipt_is_open_while_either_of_its_parts_is_uncovered(
+    tmp_path: Path, tokens: int, compute: int
+) -> None:
+    """Too much of one amount covers none of the other, so every receipt stays open."""
+    async with open_journal(tmp_path / "journal.sqlite") as journal:
+        stored = [await respond(journal, request(nonce), debt_allowed=10**6) for nonce in range(4)]
+        await journal.advance_voucher(voucher(tokens, compute))
+        with Reader(journal.path) as reader:
+            assert reader.open_receipts(key_of(), 10) == stored[::-1]
+
+
 async def test_a_backup_of_a_journal_in_use_is_whole_and_replaces_nothing(tmp_path: Path) -> None:
     target = tmp_path / "backups" / "copy.sqlite"
     async with open_journal(tmp_path / "journal.sqlite") as journal:
