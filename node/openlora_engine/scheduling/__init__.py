@@ -1,0 +1,1 @@
+"""What runs in the next step, and on which blocks and slots. Policy only: no torch, no clock, no I/O."""
