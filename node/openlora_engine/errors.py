@@ -30,8 +30,12 @@ class Code(StrEnum):
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG", 400, "invalid_request_error"
     UNSUPPORTED = "UNSUPPORTED", 400, "invalid_request_error"
     UNAUTHORIZED = "UNAUTHORIZED", 401, "authentication_error"
+    FORBIDDEN = "FORBIDDEN", 403, "permission_error"
+    ROUTE_NOT_FOUND = "ROUTE_NOT_FOUND", 404, "not_found_error"
     MODEL_NOT_FOUND = "MODEL_NOT_FOUND", 404, "not_found_error"
     ADAPTER_NOT_FOUND = "ADAPTER_NOT_FOUND", 404, "not_found_error"
+    METHOD_NOT_ALLOWED = "METHOD_NOT_ALLOWED", 405, "invalid_request_error"
+    REQUEST_TIMEOUT = "REQUEST_TIMEOUT", 408, "invalid_request_error"
     BODY_TOO_LARGE = "BODY_TOO_LARGE", 413, "invalid_request_error"
 
     # Adapters.
