@@ -1,0 +1,53 @@
+"""Paged attention as transformers' models call it: registered once, used by every architecture that is not fused."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+
+from openlora_kernels import paged_attention, write_kv
+
+from .context import current
+
+PAGED = "openlora_paged"
+
+
+def _attend(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: Any,
+) -> tuple[Tensor, None]:
+    """Query [1, H, T, D], key and value [1, KV, T, D] of one flattened batch → [1, T, H, D]. There is no mask."""
+    context = current()
+    k_cache, v_cache = context.kv_caches[module.layer_idx]  # type: ignore[index]
+    write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k_cache, v_cache, context.batch)
+    out = paged_attention(
+        query[0].transpose(0, 1),
+        k_cache,
+        v_cache,
+        context.batch,
+        scale=query.shape[-1] ** -0.5 if scaling is None else scaling,
+        window=sliding_window,
+        softcap=softcap,
+        sinks=getattr(module, "sinks", None),
+    )
+    return out.unsqueeze(0), None
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Causality and windows are the attention kernel's."""
+
+
+def register() -> str:
+    """Make the implementation known to transformers; returns its name. Repeating it changes nothing."""
+    AttentionInterface.register(PAGED, _attend)
+    AttentionMaskInterface.register(PAGED, _no_mask)
+    return PAGED
