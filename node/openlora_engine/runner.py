@@ -56,7 +56,7 @@ def batch_arrays(chunks: Ordered[ScheduledChunk], block_size: int) -> BatchArray
         begin, end = int(cu_seqlens[number]), int(cu_seqlens[number + 1])
         start = seq.num_computed_tokens
         block_tables[number, : len(seq.block_table)] = seq.block_table
-        token_ids[begin:end] = seq.token_ids(start, start + chunk.num_tokens)
+        token_ids[begin:end] = seq.token_ids[start : start + chunk.num_tokens]
         positions[begin:end] = np.arange(start, start + chunk.num_tokens)
         at = positions[begin:end]
         slot_mapping[begin:end] = block_tables[number, at // block_size] * block_size + at % block_size

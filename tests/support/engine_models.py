@@ -112,13 +112,10 @@ def tiny_model(name: str, *, seed: int = 0, fuse: bool = True) -> LoadedModel:
 class Row:
     """One sequence as the runner sees it."""
 
-    ids: list[int]
+    token_ids: list[int]
     block_table: list[int]
     slot: int | None = None
     num_computed_tokens: int = 0
-
-    def token_ids(self, begin: int, end: int) -> list[int]:
-        return self.ids[begin:end]
 
 
 @dataclass(frozen=True)

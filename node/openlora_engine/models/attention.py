@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AttentionInterface, AttentionMaskInterface
 
 from openlora_kernels import paged_attention, write_kv
@@ -15,7 +15,7 @@ PAGED = "openlora_paged"
 
 
 def _attend(
-    module: nn.Module,
+    module: Any,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -27,7 +27,7 @@ def _attend(
 ) -> tuple[Tensor, None]:
     """Query [1, H, T, D], key and value [1, KV, T, D] of one flattened batch → [1, T, H, D]. There is no mask."""
     context = current()
-    k_cache, v_cache = context.kv_caches[module.layer_idx]  # type: ignore[index]
+    k_cache, v_cache = context.kv_caches[module.layer_idx]
     write_kv(key[0].transpose(0, 1), value[0].transpose(0, 1), k_cache, v_cache, context.batch)
     out = paged_attention(
         query[0].transpose(0, 1),

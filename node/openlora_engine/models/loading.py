@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from openlora_kernels import DecoderLayer, DecoderWorkspace, LoraGroup, PackedLinear
+from openlora_kernels import DecoderLayer, DecoderWorkspace, PackedLinear
 
 from ..adapters.targets import LoraTarget, LoraTargets
 from ..config import AUTO, EngineConfig
@@ -39,7 +40,6 @@ class LoadedModel:
     name: str
     causal_lm: nn.Module
     architecture: Architecture
-    groups: tuple[LoraGroup, ...]
     targets: LoraTargets
     kv_layers: tuple[KVGeometry, ...]
     device: torch.device
@@ -87,7 +87,7 @@ def load_model(config: EngineConfig, folder: Path) -> LoadedModel:
         )
     except OSError as error:
         raise EngineError(Code.CONFIG_INVALID, "--model has no complete set of safetensors weights") from error
-    causal_lm.eval().to(device).requires_grad_(requires_grad=False)
+    causal_lm.to(device).requires_grad_(requires_grad=False)  # from_pretrained leaves it in eval mode
     return rebuild(
         causal_lm,
         architecture,
@@ -145,24 +145,25 @@ def rebuild(
         from .quantization import quantize
 
         quantize(causal_lm, architecture, quantization)
-    groups: list[LoraGroup] = []
-    targets: list[LoraTarget] = []
     plain = quantization == "none" and not getattr(causal_lm, "is_quantized", False)
+    targets: list[LoraTarget] = []
+    num_groups = 0
     layers = causal_lm.get_submodule(architecture.layers)
     fused: list[tuple[int, DecoderLayer, int]] = []
     for index, layer in enumerate(layers):
         prefix = f"{architecture.layers}.{index}"
+        projections = architecture.projections
         whole = decoder_layer_of(layer, architecture, config) if fuse and architecture.fusable and plain else None
+        if whole is None:
+            projections = tuple((path,) for group in projections for path in group)
+        targets.extend(_targets(layer, prefix, projections, num_groups))
         if whole is not None:
-            fused.append((index, whole, len(groups)))
+            fused.append((index, whole, num_groups))
             layers[index] = nn.Identity()  # the original goes at once: two copies of all layers may not fit
-            _add_groups(groups, targets, layer, prefix, architecture.projections)
-            continue
-        single = tuple((path,) for group in architecture.projections for path in group)
-        first = len(groups)
-        _add_groups(groups, targets, layer, prefix, single)
-        for number, (path,) in enumerate(single, start=first):
-            _replace(layer, path, number, packed=plain)
+        else:
+            for group, (path,) in enumerate(projections, start=num_groups):
+                _replace(layer, path, group, packed=plain)
+        num_groups += len(projections)
     if fused:
         workspace = DecoderWorkspace([layer for _, layer, _ in fused], max_num_tokens)
         for index, whole, first in fused:
@@ -174,7 +175,6 @@ def rebuild(
         name=name,
         causal_lm=causal_lm,
         architecture=architecture,
-        groups=tuple(groups),
         targets=LoraTargets(tuple(targets)),
         kv_layers=tuple(KVGeometry(num_kv_heads, head_dim) for _ in layers),
         device=device,
@@ -187,18 +187,14 @@ def rebuild(
     )
 
 
-def _add_groups(
-    groups: list[LoraGroup],
-    targets: list[LoraTarget],
-    layer: nn.Module,
-    prefix: str,
-    projections: tuple[tuple[str, ...], ...],
-) -> None:
-    for paths in projections:
-        shapes = [features(layer.get_submodule(path)) for path in paths]
-        groups.append(LoraGroup(shapes[0][0], tuple(n for _, n in shapes)))
-        for index, (path, (k, n)) in enumerate(zip(paths, shapes, strict=True)):
-            targets.append(LoraTarget(f"{prefix}.{path}", len(groups) - 1, index, k, n))
+def _targets(
+    layer: nn.Module, prefix: str, projections: tuple[tuple[str, ...], ...], first_group: int
+) -> Iterator[LoraTarget]:
+    """The linears of a layer as adapters see them."""
+    for group, paths in enumerate(projections, start=first_group):
+        for index, path in enumerate(paths):
+            k, n = features(layer.get_submodule(path))
+            yield LoraTarget(f"{prefix}.{path}", group, index, k, n)
 
 
 def _replace(layer: nn.Module, path: str, group: int | None, *, packed: bool) -> None:
