@@ -37,7 +37,10 @@ class HostTier(Protocol):
         ...
 
     def release(self, digest: str) -> None:
-        """No live sequence needs `digest` any more: it may be evicted, or its load called off if still under way."""
+        """No live sequence needs `digest` any more: it may be evicted, or its load called off if still under way.
+
+        What becomes of that load is then not told any more.
+        """
         ...
 
 
@@ -83,6 +86,8 @@ class SlotPool:
         self._free = list(range(num_slots - 1, -1, -1))
         self._idle: OrderedDict[str, None] = OrderedDict()
         """Resident, unreferenced, unpinned, not promised to a reservation; least recently used first."""
+        self._copying: set[str] = set()
+        """Resident, but the copy was still under way when last asked."""
         self._pinned: set[str] = set()
         self._victims: dict[str, str] = {}
         """Waiting digest -> the digest whose slot it will get."""
@@ -107,9 +112,9 @@ class SlotPool:
         return bool(self._free or self._idle)
 
     @property
-    def num_reservations(self) -> int:
-        """Pairs of a waiting digest and a draining one."""
-        return len(self._victims)
+    def reservations(self) -> list[tuple[str, str]]:
+        """Pairs of a waiting digest and the one whose slot it will get, oldest first."""
+        return list(self._victims.items())
 
     def slot_of(self, digest: str) -> int:
         """The slot that serves a resident digest."""
@@ -117,7 +122,9 @@ class SlotPool:
 
     def is_loaded(self, digest: str) -> bool:
         """Whether a step launched now may use the resident `digest`."""
-        return self._loader.is_loaded(self._slots[digest], digest)
+        if digest in self._copying and self._loader.is_loaded(self._slots[digest], digest):
+            self._copying.discard(digest)
+        return digest not in self._copying
 
     def num_refs(self, digest: str) -> int:
         """References held on `digest`."""
@@ -226,6 +233,7 @@ class SlotPool:
         assert not set(self._victims) & set(self._slots), "a resident adapter still has a reservation"
         assert set(self._draining) <= set(self._slots), "a draining adapter has no slot"
         assert not set(self._draining) & self._pinned, "a pinned adapter drains"
+        assert self._copying <= set(self._slots), "a copy into no slot"
 
     def _victim_is_free(self, digest: str) -> bool:
         victim = self._victims.get(digest)
@@ -247,11 +255,13 @@ class SlotPool:
             raise
         self.num_loads += 1
         self._slots[digest] = slot
+        self._copying.add(digest)
         self.on_change(digest)
 
     def _unload(self, digest: str) -> int:
         slot = self._slots.pop(digest)
         self._idle.pop(digest, None)
+        self._copying.discard(digest)
         self._loader.unload(slot, digest)
         self.num_evictions += 1
         self.on_change(digest)
@@ -259,8 +269,7 @@ class SlotPool:
 
     def _rest(self, digest: str) -> None:
         """Put `digest` among the evictable ones if that is what it is."""
-        if digest in self._slots and digest not in self._refs and digest not in self._pinned:
-            if digest in self._draining:
-                return
+        kept = digest in self._refs or digest in self._pinned or digest in self._draining
+        if digest in self._slots and not kept:
             self._idle[digest] = None
             self._idle.move_to_end(digest)
