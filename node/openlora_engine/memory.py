@@ -90,7 +90,7 @@ def plan_memory(config: EngineConfig, model: ModelSize, device: str, available: 
     if num_blocks < 1 or num_blocks * config.block_size < min(model.max_model_len, config.max_num_batched_tokens):
         raise _does_not_fit("kv_cache_memory", per_block * blocks_of_one, max(left, 0), config, model, slots, host)
     if num_blocks < blocks_of_one:
-        need = gibibytes(per_block * blocks_of_one)
+        need = f"{-(-per_block * blocks_of_one // (1 << 20))}MiB"
         longest = num_blocks * config.block_size
         raise EngineError(
             Code.DOES_NOT_FIT,

@@ -8,13 +8,13 @@ from typing import Any
 
 import torch
 import transformers
-from openlora_kernels import LoraTables
 from torch import Tensor
 
 from openlora_engine.models.architectures import ARCHITECTURES, Architecture
 from openlora_engine.models.attention import register
 from openlora_engine.models.loading import LoadedModel, rebuild
 from openlora_engine.runner import ModelRunner
+from openlora_kernels import LoraTables
 
 VOCAB = 331
 LLAMA = {
@@ -85,7 +85,7 @@ CONFIGS: dict[str, tuple[str, dict[str, Any]]] = {
 
 def architecture(name: str) -> Architecture:
     """The row that serves the configuration `name`."""
-    family = name.split("-")[0].removesuffix("3") if name.startswith("llama") else name.split("-")[0]
+    family = "llama" if name.startswith("llama") else name.partition("-")[0]
     return next(row for row in ARCHITECTURES if row.model_type == family)
 
 

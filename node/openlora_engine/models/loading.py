@@ -87,7 +87,7 @@ def load_model(config: EngineConfig, folder: Path) -> LoadedModel:
         )
     except OSError as error:
         raise EngineError(Code.CONFIG_INVALID, "--model has no complete set of safetensors weights") from error
-    causal_lm.to(device).requires_grad_(requires_grad=False)  # from_pretrained leaves it in eval mode
+    causal_lm.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type] # eval mode is the loader's
     return rebuild(
         causal_lm,
         architecture,

@@ -1,14 +1,12 @@
-"""The gate of the allow-list: every architecture gives the plain model's logits at every step of a mixed ragged batch."""
+"""The gate of the allow-list: every architecture gives the plain model's logits at every step of a ragged batch."""
 
 from __future__ import annotations
 
-from itertools import pairwise
-
 import pytest
 import torch
-from support.engine_models import CONFIGS, VOCAB, Driver, architecture, tiny_causal_lm, tiny_model
 
 from openlora_engine.models.architectures import ARCHITECTURES
+from support.engine_models import CONFIGS, VOCAB, Driver, architecture, tiny_causal_lm, tiny_model
 
 TOLERANCE = 1e-5
 PROGRAM = (
@@ -87,7 +85,3 @@ def test_soft_cap_is_applied() -> None:
         row = driver.row(ids)
         driver.step((row, 20))
         assert relative_error(driver.step((row, 20))[0], want) <= TOLERANCE
-
-
-def test_padding_of_programs() -> None:
-    assert all(len(a) == len(b) for a, b in pairwise(PROGRAM))
