@@ -69,7 +69,7 @@ class TritonWorker:
 
 
 def _mend_interpreter() -> None:
-    """Triton 3.7's interpreter multiplies the bit patterns of bfloat16 in tl.dot: multiply their exact float32 instead."""
+    """Triton 3.7's interpreter multiplies bfloat16's bit patterns in tl.dot: multiply their exact float32 instead."""
     import triton.language as tl
 
     from openlora_kernels import triton_lora
