@@ -57,6 +57,13 @@ class BlockManager:
                 matched.append(block)
         return matched
 
+    def names_to_compute(self, seq: Sequence) -> list[bytes]:
+        """Names of the full blocks of `seq` that are not computed yet; none without a prefix cache."""
+        if not self.enable_prefix_caching:
+            return []
+        num_full = seq.num_tokens // self.block_size
+        return self._hasher.extend(seq, num_full)[seq.num_computed_tokens // self.block_size : num_full]
+
     def num_blocks_to_take(self, seq: Sequence, matched: list[int]) -> int:
         """By how much `allocate` would lower `num_free_blocks`."""
         unheld = sum(1 for block in matched if not self._refs[block])

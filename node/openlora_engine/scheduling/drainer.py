@@ -1,10 +1,11 @@
-"""Gets starving adapters a slot: who must make room, and when waiting politely ends. Decides; preempts nobody itself."""
+"""Gets starving adapters a slot: who must make room, and when waiting politely ends. Preempts nobody itself."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
 from .queue import Lane, WaitingQueue
+from .residency import Residency
 from .sequence import Sequence, SequenceStatus
 from .slots import SlotPool
 
@@ -16,30 +17,43 @@ class SlotDrainer:
     """While every slot is in use, adapters without one are served in three ways, each costlier than the last.
 
     1. A slot that only sequences hold which do not run (paused, or back from a pause) is taken from them.
-    2. The oldest request that waited `max_wait_s` gets a slot reserved: the adapter whose running sequences end soonest
-       takes no new ones (drains), and its slot goes to that request's adapter and to no other.
-    3. `max_wait_s` later, what still runs on the draining adapter is preempted.
+    2. The request longest in line that waited `max_wait_s` gets a slot reserved: the adapter whose running sequences
+       end soonest takes no new ones (drains), and its slot goes to that request's adapter and to no other.
+    3. `max_wait_s` later, what still runs on the draining adapter is preempted, and goes to the end of the line. A
+       sequence that recomputes after an earlier preemption samples one token first, so that every turn brings it on.
 
-    So a request that is k-th in age among those that wait for a slot has one after at most (1 + ceil(k / m)) *
-    max_wait_s, m being the adapters that may drain at once: a quarter of the slots, at least one.
+    So an adapter that is k-th in line for a slot has one after at most (1 + ceil(k / m)) * max_wait_s (plus such
+    recomputations), m being the adapters that drain at once: a quarter of the slots, at least one, fewer only where
+    pins leave fewer to drain.
+    An adapter that host memory has no room for is helped likewise, by the host memory of the one that drained.
     """
 
-    def __init__(self, slots: SlotPool, queue: WaitingQueue, max_wait_s: float) -> None:
+    def __init__(self, slots: SlotPool, queue: WaitingQueue, residency: Residency, max_wait_s: float) -> None:
         self.max_reservations = max(1, slots.num_slots // 4)
         self._slots = slots
         self._queue = queue
+        self._residency = residency
         self._max_wait_s = max_wait_s
         self._since: dict[str, float] = {}
         """Reserved digest -> when its victim began to drain."""
 
     def update(self, now: float, holders: Holders) -> list[Sequence]:
         """Begin, end and enforce reservations; returns the sequences to preempt now."""
-        leaving = self._enforce(now, holders)
-        if not leaving and not self._slots.has_room and self._queue.count(Lane.ABSENT):
+        leaving = self._enforce(now, holders) if self._since else []
+        starved = self._starved_lanes()
+        if starved and not leaving:
             leaving = self._idle_holders(holders)
             if not leaving:
-                self._reserve(now, holders)
+                self._reserve(now, holders, starved)
         return leaving
+
+    def _starved_lanes(self) -> list[Lane]:
+        lanes = []
+        if self._queue.count(Lane.ABSENT) and not self._slots.has_room:
+            lanes.append(Lane.ABSENT)
+        if self._queue.count(Lane.NO_HOST_ROOM):
+            lanes.append(Lane.NO_HOST_ROOM)
+        return lanes
 
     def _enforce(self, now: float, holders: Holders) -> list[Sequence]:
         leaving: list[Sequence] = []
@@ -48,10 +62,11 @@ class SlotDrainer:
         for digest, victim in victims.items():
             if not self._queue.has_adapter(digest):
                 self._slots.cancel_reservation(digest)
-                del self._since[digest]
-                continue
-            overdue = now - self._since[digest] >= self._max_wait_s
-            leaving += [seq for seq in holders.get(victim, ()) if overdue or not _runs(seq)]
+            elif self._slots.num_refs(victim):
+                overdue = now - self._since[digest] >= self._max_wait_s
+                leaving += [seq for seq in holders[victim] if not _runs(seq) or (overdue and not seq.recomputes)]
+            elif not self._residency.is_hosted(digest):
+                self._residency.make_way(digest, victim, now)
         return leaving
 
     def _idle_holders(self, holders: Holders) -> list[Sequence]:
@@ -61,10 +76,10 @@ class SlotDrainer:
                 return list(its)
         return []
 
-    def _reserve(self, now: float, holders: Holders) -> None:
-        while len(self._since) < self.max_reservations:
-            oldest = self._queue.oldest((Lane.ABSENT,))
-            if oldest is None or now - oldest.arrival_time < self._max_wait_s:
+    def _reserve(self, now: float, holders: Holders, lanes: list[Lane]) -> None:
+        while len(self._slots.reservations) < self.max_reservations:
+            oldest = self._queue.oldest(lanes)
+            if oldest is None or now - oldest.waiting_since < self._max_wait_s:
                 return
             victim = self._shortest(holders)
             if victim is None:

@@ -1,4 +1,4 @@
-"""The waiting sequences: one first-come queue a (tenant, adapter), sorted into lanes by what their adapter still needs.
+"""The waiting sequences: one line a (tenant, adapter), sorted into lanes by what their adapter still needs.
 
 Only ranks are decided here (fairness, age); whether the first in rank can be admitted is the scheduler's affair.
 """
@@ -77,7 +77,7 @@ class _LaneIndex:
         return None if tenant is None else self._flows[tenant].peek()
 
     def oldest(self) -> Flow | None:
-        """The flow whose head arrived first."""
+        """The flow whose head is longest in line."""
         return self._ages.peek()
 
 
@@ -181,12 +181,12 @@ class WaitingQueue:
         return min(flows, key=self._fair_rank).head if flows else None
 
     def oldest(self, lanes: Iterable[Lane]) -> Sequence | None:
-        """The sequence that arrived first; it is at the head of its flow."""
+        """The sequence longest in line; it is at the head of its flow."""
         flows = [flow for lane in lanes if (flow := self._lanes[lane].oldest()) is not None]
         return min(flows, key=_age).head if flows else None
 
     def first_of(self, adapter: str) -> Sequence | None:
-        """The sequence of this adapter that arrived first, whatever its lane."""
+        """The sequence of this adapter that is longest in line, whatever its lane."""
         flows = self._flows.get(adapter)
         return min(flows.values(), key=_age).head if flows else None
 
@@ -235,7 +235,7 @@ def _order(seq: Sequence) -> int:
 
 
 def _age(flow: Flow) -> int:
-    """Arrival numbers rise with arrival times."""
+    """Places in line are given in the order of `waiting_since`."""
     head = flow.head
     assert head is not None, "an empty flow is not kept"
     return head.order

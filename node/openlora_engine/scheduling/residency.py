@@ -33,6 +33,8 @@ class Residency:
         self._slots = slots
         self._queue = queue
         self._hosted: dict[str, _Hosted] = {}
+        self._urgent: dict[str, None] = {}
+        """Digests that host memory was cleared for: nobody else is asked for before they have it."""
         slots.on_change = self._sort
 
     def lane(self, adapter: str | None) -> Lane:
@@ -81,10 +83,35 @@ class Residency:
 
     def ask_again(self, now: float) -> None:
         """Request what the host tier had no room for, fairest first, until it refuses."""
+        for digest, _victim in self._slots.reservations:
+            if not self._is_asked(digest):
+                self._ask(digest, now)
+        for digest in list(self._urgent):
+            if self._is_asked(digest):
+                del self._urgent[digest]
+            elif not self._ask(digest, now):
+                return
         while (seq := self._queue.fairest((Lane.NO_HOST_ROOM,))) is not None:
             assert seq.adapter is not None, "the base needs no host memory"
             if not self._ask(seq.adapter, now):
-                break
+                return
+
+    def make_way(self, digest: str, victim: str, now: float) -> None:
+        """`victim` has drained for `digest`, which is not in host memory: give `digest` its share of that too."""
+        self._slots.evict(victim)
+        hosted = self._hosted.get(victim)
+        if hosted is not None and hosted.asked:
+            hosted.asked, hosted.ready_time = False, None
+            self._host.release(victim)
+            self._sort(victim)
+        if not self._is_asked(digest):
+            self._urgent[digest] = None
+            self.ask_again(now)
+
+    def is_hosted(self, digest: str) -> bool:
+        """Whether a digest that live sequences need can be put into a slot."""
+        hosted = self._hosted.get(digest)
+        return hosted is not None and hosted.ready_time is not None
 
     def ready(self, digest: str, now: float) -> None:
         """The host tier finished loading `digest`."""
@@ -129,14 +156,26 @@ class Residency:
             if self._queue.has_adapter(digest):
                 assert self._queue.lane_of(digest) is self.lane(digest), f"{digest} is in the wrong lane"
 
+    def _is_asked(self, digest: str) -> bool:
+        """Whether there is nothing to ask: requested, or no longer needed."""
+        hosted = self._hosted.get(digest)
+        return hosted is None or hosted.asked
+
     def _ask(self, digest: str, now: float) -> bool:
-        if not self._host.request(digest):
+        if not self._host.request(digest) and not (self._evict_unneeded() and self._host.request(digest)):
             return False
         hosted = self._hosted[digest]
         hosted.asked = True
         hosted.ready_time = now if self._host.is_ready(digest) else None
         self._sort(digest)
         return True
+
+    def _evict_unneeded(self) -> bool:
+        """Empty the slots that nobody needs: on the CPU they keep host memory in use."""
+        unneeded = [digest for digest in self._slots.idle if digest not in self._hosted]
+        for digest in unneeded:
+            self._slots.evict(digest)
+        return bool(unneeded)
 
     def _sort(self, digest: str) -> None:
         """Move the digest's sequences into the lane it belongs to now."""

@@ -43,7 +43,8 @@ class Sequence:
 
     status: SequenceStatus = SequenceStatus.WAITING
     order: int = -1
-    """Arrival number, unique and rising; kept through preemption and pause."""
+    """Its place in line, unique. Kept through pauses and preemption for memory; one that gave its slot up for a
+    starving adapter goes to the end."""
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)
@@ -58,6 +59,8 @@ class Sequence:
     """Leading tokens that were charged to its tenant or found in the cache; recomputing them costs nothing."""
 
     arrival_time: float = 0.0
+    waiting_since: float = 0.0
+    """When it took that place: what ageing counts from."""
     first_scheduled_time: float | None = None
     adapter_tier: str = "base"
     """Where its adapter was on arrival: base, slot, host or disk."""

@@ -112,6 +112,11 @@ class SlotPool:
         return bool(self._free or self._idle)
 
     @property
+    def idle(self) -> list[str]:
+        """Resident digests that may be evicted, least recently used first."""
+        return list(self._idle)
+
+    @property
     def reservations(self) -> list[tuple[str, str]]:
         """Pairs of a waiting digest and the one whose slot it will get, oldest first."""
         return list(self._victims.items())
