@@ -43,11 +43,19 @@ class LoraTargets:
         assert places == expected, "targets must stand group by group, index by index"
         assert len(self.by_path) == len(self.items), "two targets have one path"
 
+    def __hash__(self) -> int:
+        # A cache's key is hashed at every look-up: once over all targets is enough.
+        return self._hash
+
     def __iter__(self) -> Iterator[LoraTarget]:
         return iter(self.items)
 
     def __len__(self) -> int:
         return len(self.items)
+
+    @cached_property
+    def _hash(self) -> int:
+        return hash(self.items)
 
     @cached_property
     def by_path(self) -> dict[str, int]:

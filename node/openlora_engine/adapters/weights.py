@@ -1,0 +1,119 @@
+"""adapter_model.safetensors → a blob, in one pass over the file; and the check that its weights are numbers that fit.
+
+The file passes through one small buffer: hashed, checked, converted and laid out while it is in the CPU's cache.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from io import FileIO
+
+import torch
+from torch import Tensor
+
+from .blob import Blob
+from .digest import Hash
+from .finite import bits_of, fits, is_number, magnitude
+from .folder import WEIGHTS_FILE, invalid
+from .header import listed
+from .plan import Placed, WeightPlan
+
+CHUNK = 1 << 21
+"""Bytes read at a time."""
+SERIAL_ELEMENTS = 32_767
+"""torch runs an operation on more elements on all cores, and would take them from the step that is under way."""
+
+
+class HashingFile:
+    """A file read from front to back; what is read goes into `digest` too, if there is one."""
+
+    def __init__(self, file: FileIO, digest: Hash | None = None) -> None:
+        self._file = file
+        self._digest = digest
+
+    def read(self, size: int) -> bytes:
+        """Up to `size` bytes, fewer at the end."""
+        data = self._file.read(size)
+        if self._digest is not None:
+            self._digest.update(data)
+        return data
+
+    def readinto(self, buffer: memoryview) -> int:
+        """Fill the buffer as far as the file goes; the number of bytes."""
+        filled = 0
+        while filled < len(buffer) and (count := self._file.readinto(buffer[filled:])):
+            filled += count
+        if self._digest is not None:
+            self._digest.update(buffer[:filled])
+        return filled
+
+
+def check_weights(file: HashingFile, plan: WeightPlan, storage: torch.dtype) -> None:
+    """Read all tensors, for the hash and to see that each weight is a number in `storage`. Raises ADAPTER_INVALID."""
+    bad: list[str] = []
+    large: list[str] = []
+    for batch, data in _chunks(file, plan):
+        begin, dtype = batch[0][0].begin, batch[0][0].dtype
+        bits = bits_of(data.numpy(), dtype)
+        if fits(magnitude(bits), dtype, storage):
+            continue
+        for info, _, _ in batch:
+            part = slice((info.begin - begin) // dtype.itemsize, (info.end - begin) // dtype.itemsize)
+            highest = magnitude(bits[part])
+            if not is_number(highest, dtype):
+                bad.append(info.name)
+            elif not fits(highest, dtype, storage):
+                large.append(info.name)
+    if bad:
+        raise invalid(f"{WEIGHTS_FILE} has NaN or infinite weights in {listed(bad)}")
+    if large:
+        raise invalid(
+            f"weights too large for {str(storage).removeprefix('torch.')} in {listed(large)}: "
+            "start the engine with --lora-dtype float32"
+        )
+
+
+def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
+    """Read all tensors into the blob, converted to its dtype, B transposed; then the scales. Raises ADAPTER_INVALID."""
+    places = bits_of(blob.elements.view(torch.uint8).numpy(), blob.dtype)
+    for batch, data in _chunks(file, plan):
+        begin, itemsize = batch[0][0].begin, batch[0][0].dtype.itemsize
+        weights = bits_of(_converted(data.view(batch[0][0].dtype), blob.dtype).view(torch.uint8).numpy(), blob.dtype)
+        for info, t, is_b in batch:
+            # numpy transposes bits several times faster than torch does halves, and on one core.
+            source = weights[(info.begin - begin) // itemsize : (info.end - begin) // itemsize]
+            first = blob.placement.b[t] if is_b else blob.placement.a[t]
+            place = places[first : first + len(source)]
+            if is_b:
+                place.reshape(info.shape[::-1])[...] = source.reshape(info.shape).T
+            else:
+                place[...] = source
+    blob.write_scales(plan.scales)
+
+
+def _converted(weights: Tensor, dtype: torch.dtype) -> Tensor:
+    if weights.dtype is dtype:
+        return weights
+    converted = torch.empty_like(weights, dtype=dtype)
+    torch._foreach_copy_(list(converted.split(SERIAL_ELEMENTS)), list(weights.split(SERIAL_ELEMENTS)))
+    return converted
+
+
+def _chunks(file: HashingFile, plan: WeightPlan) -> Iterator[tuple[Sequence[Placed], Tensor]]:
+    """Runs of tensors of one dtype, of about CHUNK bytes, with their bytes: uint8, valid until the next ones."""
+    scratch = torch.empty(max(CHUNK, *(info.end - info.begin for info, _, _ in plan.tensors)), dtype=torch.uint8)
+    for batch in _batches(plan.tensors):
+        data = scratch[: batch[-1][0].end - batch[0][0].begin]
+        if file.readinto(data.numpy().data) < data.numel():
+            raise invalid(f"{WEIGHTS_FILE} became shorter while it was read")
+        yield batch, data
+
+
+def _batches(tensors: Sequence[Placed]) -> Iterator[Sequence[Placed]]:
+    start = 0
+    for i, (info, _, _) in enumerate(tensors):
+        first = tensors[start][0]
+        if i > start and (info.end - first.begin > CHUNK or info.dtype is not first.dtype):
+            yield tensors[start:i]
+            start = i
+    yield tensors[start:]
