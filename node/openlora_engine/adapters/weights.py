@@ -94,8 +94,12 @@ def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
 def _converted(weights: Tensor, dtype: torch.dtype) -> Tensor:
     if weights.dtype is dtype:
         return weights
+    if torch.float32 not in (weights.dtype, dtype):
+        weights = _converted(weights, torch.float32)  # torch has vector code from and to float32 only
     converted = torch.empty_like(weights, dtype=dtype)
-    torch._foreach_copy_(list(converted.split(SERIAL_ELEMENTS)), list(weights.split(SERIAL_ELEMENTS)))
+    parts = [slice(start, start + SERIAL_ELEMENTS) for start in range(0, weights.numel(), SERIAL_ELEMENTS)]
+    # One call: the interpreter lock is let go once, not once a part.
+    torch._foreach_copy_([converted[part] for part in parts], [weights[part] for part in parts])
     return converted
 
 
