@@ -7,7 +7,7 @@ from .attention import AttentionBatch, paged_attention, write_kv
 from .decoder import DecoderLayer, DecoderWorkspace, LayerLora, decoder_layer_
 from .linear import PackedLinear
 from .lora import BlobLayout, GroupWeights, LoraGroup, LoraTables, Segments, group_weights, lora_apply_
-from .native import huge_empty, native, native_status, torch_paths
+from .native import huge_empty, native_status, torch_paths
 from .norm import rms_norm
 from .rope import rope_, rope_and_write_kv
 
@@ -27,7 +27,6 @@ __all__ = [
     "group_weights",
     "huge_empty",
     "lora_apply_",
-    "native",
     "native_status",
     "paged_attention",
     "rms_norm",
