@@ -1,0 +1,374 @@
+"""The libp2p host: identity, connections, inbound streams, watchdog. Lives in the network's thread, knows no asyncio.
+
+TCP, Noise and Yamux only, always named: libp2p's own default would also offer plaintext. Every inbound stream of every
+protocol, libp2p's own included, passes one guard, so that nothing a peer does ends the host.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import socket
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any, cast
+
+import libp2p.stream_muxer.yamux.yamux as yamux_module
+import trio
+from libp2p import new_host
+from libp2p.abc import INetStream
+from libp2p.crypto.x25519 import create_new_key_pair as new_noise_key
+from libp2p.custom_types import TProtocol
+from libp2p.host.basic_host import BasicHost
+from libp2p.network.config import ConnectionConfig, RetryConfig
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp.tcp import TCP
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
+
+from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from ..protocol.messages import StreamProtocol
+from . import patches
+from .buckets import Allowance, Buckets
+from .identity import Peer, RegistryView, identify, key_pair, parse_peer_id
+from .scores import Fault, Scores
+from .stream import BROKEN, FramedStream, M
+
+MAX_ADDRESSES_DIALLED = 8
+MAX_STREAMS_PER_PEER = 64
+MAX_KNOWN_PEERS = 4096
+STREAM_RATE = Allowance(rate=20.0, burst=200.0)
+
+logger = logging.getLogger(__name__)
+
+StreamHandler = Callable[[INetStream, Peer], Awaitable[None]]
+ConnectedHook = Callable[[Peer], Awaitable[None]]
+
+
+@dataclass(frozen=True)
+class HostOptions:
+    """What the host is told. Times in seconds."""
+
+    listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    max_connections: int = 256
+    deny: tuple[str, ...] = ()
+    """IP addresses and networks (CIDR) that may not connect and are not dialled."""
+    stream_rate: Allowance = STREAM_RATE
+    """Streams that one peer may open."""
+    ping_interval: float = 10.0
+    frozen_after: float = 20.0
+    """A ping unanswered for so long: the peer is frozen and its connection goes."""
+    dial_timeout: float = 5.0
+    stream_timeout: float = 10.0
+    handshake_timeout: float = 5.0
+
+
+class Host:
+    """A running host. Made by `open_host`."""
+
+    def __init__(self, inner: BasicHost, options: HostOptions, registry: RegistryView) -> None:
+        self.inner = inner
+        self.id = inner.get_id().to_base58()
+        self.scores = Scores()
+        self._swarm = cast(Swarm, inner.get_network())
+        self._options = options
+        self._registry = registry
+        self._stream_buckets: Buckets[str] = Buckets(options.stream_rate)
+        self._open_streams: Counter[str] = Counter()
+        self._dialling: dict[ID, trio.Lock] = {}
+        self._greeted: set[int] = set()
+        self._nursery: trio.Nursery | None = None
+        self._on_connected: list[ConnectedHook] = []
+        inner.get_network().set_stream_handler(self._guard)
+
+    def __repr__(self) -> str:
+        return f"Host({self.id}, {len(self.peers())} peers)"
+
+    def addresses(self) -> tuple[str, ...]:
+        """Where this host listens, without the peer id."""
+        return tuple(str(address) for address in self.inner.get_transport_addrs())
+
+    def peers(self) -> tuple[Peer, ...]:
+        """Connected peers."""
+        live = [
+            peer for peer, connections in self._swarm.connections.items() if any(not c.is_closed for c in connections)
+        ]
+        return tuple(self.peer(peer) for peer in live)
+
+    def peer(self, peer: ID) -> Peer:
+        """Who this authenticated peer is."""
+        return identify(peer, self._registry)
+
+    def is_connected(self, peer: str) -> bool:
+        """Whether a connection to the peer is open."""
+        return any(not c.is_closed for c in self._swarm.connections.get(parse_peer_id(peer), ()))
+
+    def rtt(self, peer: str) -> float | None:
+        """Seconds for a ping and its answer, smoothed; None while unknown."""
+        known = [cast(Yamux, c.muxed_conn).rtt() for c in self._swarm.connections.get(parse_peer_id(peer), ())]
+        return min((rtt for rtt in known if rtt > 0), default=None)
+
+    def on_connected(self, hook: ConnectedHook) -> None:
+        """Call `hook` once for each new connection, in a task of its own. What it raises is logged."""
+        self._on_connected.append(hook)
+
+    def handle(self, protocol: str, handler: StreamHandler) -> None:
+        """Serve a protocol. The guard closes the stream when `handler` returns and resets it when it raises."""
+
+        async def serve(stream: INetStream) -> None:
+            await handler(stream, self.peer(stream.muxed_conn.peer_id))
+            await _quietly(stream.close)
+
+        self.inner.set_stream_handler(TProtocol(protocol), serve)
+
+    def serve(self, protocol: StreamProtocol[M], handler: Callable[[FramedStream[M]], Awaitable[None]]) -> None:
+        """Serve one of the protocol's own streams, message by message."""
+
+        async def framed(stream: INetStream, peer: Peer) -> None:
+            await handler(FramedStream(stream, protocol, peer))
+
+        self.handle(protocol.id, framed)
+
+    async def connect(self, peer: str, addresses: Sequence[str] = ()) -> Peer:
+        """A connection to `peer`, by the first of `addresses` that answers as it. Raises NODE_LOST, RATE_LIMITED."""
+        peer_id = parse_peer_id(peer)
+        if self.scores.is_denied(peer, trio.current_time()):
+            raise OpenLoraError(ErrorCode.RATE_LIMITED, "this peer misbehaved and is kept out for a while")
+        async with self._dialling.setdefault(peer_id, trio.Lock()):
+            try:
+                if not self.is_connected(peer):
+                    await self._dial(peer_id, addresses or [str(a) for a in self._known_addresses(peer_id)])
+            finally:
+                if self._dialling[peer_id].statistics().tasks_waiting == 0:
+                    self._dialling.pop(peer_id, None)
+        return self.peer(peer_id)
+
+    async def open(self, peer: str, protocol: StreamProtocol[M]) -> FramedStream[M]:
+        """A new stream to a connected peer; who does not answer is dropped. Raises NODE_LOST, UNSUPPORTED."""
+        peer_id = parse_peer_id(peer)
+        if not self.is_connected(peer):
+            raise OpenLoraError(ErrorCode.NODE_LOST, "no connection to this peer is open")
+        try:
+            with trio.fail_after(self._options.stream_timeout):
+                stream = await self.inner.new_stream(peer_id, [TProtocol(protocol.id)])
+        except trio.TooSlowError:
+            self.drop(peer)
+            raise OpenLoraError(ErrorCode.NODE_LOST, "the peer did not answer in time") from None
+        except BROKEN as error:
+            if "not supported" in str(error).lower():
+                raise OpenLoraError(ErrorCode.UNSUPPORTED, f"the peer does not speak {protocol.id}") from None
+            raise OpenLoraError(ErrorCode.NODE_LOST, "the peer opened no stream") from None
+        return FramedStream(stream, protocol, self.peer(peer_id))
+
+    def drop(self, peer: str) -> None:
+        """Close every connection to `peer`, without waiting: it may be frozen."""
+        for connection in self._swarm.connections.get(parse_peer_id(peer), ()):
+            patches.abort(connection.muxed_conn)
+
+    def charge(self, peer: str, fault: Fault) -> None:
+        """Note a peer's fault; at a hundred points it is dropped and kept out."""
+        if self.scores.charge(peer, fault, trio.current_time()):
+            logger.info("peer %s is kept out: %s was one too many", peer, fault.name)
+            self.drop(peer)
+
+    def spawn(self, task: Callable[[], Awaitable[None]]) -> None:
+        """Run a task of a stream's owner. It ends with the host; a peer's bad bytes in it cost the peer's score."""
+        assert self._nursery is not None, "the host is not running"
+        self._nursery.start_soon(self._contained, task)
+
+    async def _contained(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except (OpenLoraError, *BROKEN) as error:
+            logger.debug("a task ended: %s", error)
+        except Exception:
+            logger.exception("a task of the network failed")
+
+    async def close(self) -> None:
+        """Close all connections at once. Half a second is enough: peers notice an end without farewell too."""
+        with trio.move_on_after(0.5):
+            async with trio.open_nursery() as nursery:
+                for connection in [c for connections in self._swarm.connections.values() for c in connections]:
+                    muxer = cast(Yamux, connection.muxed_conn)
+                    muxer.event_shutting_down.set()
+                    nursery.start_soon(_quietly, muxer.secured_conn.close)
+
+    async def watch(self) -> None:
+        """Until cancelled: close connections to frozen and denied peers, greet new ones, forget strangers."""
+        async with trio.open_nursery() as nursery:
+            while True:
+                now = trio.current_time()
+                alive: set[int] = set()
+                for peer, connections in list(self._swarm.connections.items()):
+                    for connection in connections:
+                        muxer = cast(Yamux, connection.muxed_conn)
+                        alive.add(id(connection))
+                        if self._is_frozen(muxer, now) or self.scores.is_denied(peer.to_base58(), now):
+                            patches.abort(muxer)
+                        elif id(connection) not in self._greeted and not connection.is_closed:
+                            self._greeted.add(id(connection))
+                            nursery.start_soon(self._greet, self.peer(peer))
+                self._greeted &= alive
+                self._forget_strangers()
+                await trio.sleep(min(1.0, self._options.frozen_after / 4))
+
+    async def greet_now(self, peer: Peer) -> None:
+        """Run the hooks for a peer that this host just connected to, instead of at the watchdog's next look."""
+        self._greeted |= {id(c) for c in self._swarm.connections.get(parse_peer_id(peer.id), ())}
+        await self._greet(peer)
+
+    async def _greet(self, peer: Peer) -> None:
+        for hook in self._on_connected:
+            try:
+                await hook(peer)
+            except (OpenLoraError, *BROKEN) as error:
+                logger.debug("greeting %s: %s", peer.id, error)
+            except Exception:
+                logger.exception("a hook failed on a new connection")
+
+    def _is_frozen(self, muxer: Yamux, now: float) -> bool:
+        """libp2p pings each connection and does nothing about a missing answer."""
+        asked = muxer._ping_sent_time > 0 and not muxer._ping_event.is_set()
+        return asked and now - muxer._ping_sent_time > self._options.frozen_after
+
+    async def _dial(self, peer: ID, addresses: Sequence[str]) -> None:
+        """libp2p's own dial tries one TCP address a peer, and none for a minute after a failure."""
+        self._swarm.unblock_peer(peer)
+        for text in addresses[:MAX_ADDRESSES_DIALLED]:
+            with trio.move_on_after(self._options.dial_timeout):
+                try:
+                    address = Multiaddr(text.partition("/p2p/")[0])
+                    if not await self._swarm.connection_gate.is_allowed(address):
+                        continue
+                    await self._swarm.dial_addr(address, peer)
+                except (*BROKEN, ValueError) as error:
+                    logger.debug("dialling %s at %s: %s", peer, text, type(error).__name__)
+                    continue
+                self.inner.get_peerstore().add_addrs(peer, [address], 3600)
+                return
+        raise OpenLoraError(ErrorCode.NODE_LOST, "no address of the peer answered as the peer")
+
+    def _known_addresses(self, peer: ID) -> list[Multiaddr]:
+        store = self.inner.get_peerstore()
+        return list(store.addrs(peer)) if peer in store.peers_with_addrs() else []
+
+    def _forget_strangers(self) -> None:
+        """libp2p remembers every peer that it ever saw."""
+        store = self.inner.get_peerstore()
+        known = store.peer_ids()
+        if len(known) > MAX_KNOWN_PEERS:
+            own = self.inner.get_id()
+            for peer in [p for p in known if p not in self._swarm.connections and p != own][: MAX_KNOWN_PEERS // 4]:
+                store.clear_peerdata(peer)
+
+    async def _guard(self, stream: INetStream) -> None:
+        """All inbound streams pass here: who may open one, how many, and what happens when serving it fails."""
+        peer = stream.muxed_conn.peer_id.to_base58()
+        now = trio.current_time()
+        if self.scores.is_denied(peer, now):
+            self.drop(peer)
+            return
+        if self._open_streams[peer] >= MAX_STREAMS_PER_PEER or not self._stream_buckets.take(peer, now):
+            self.charge(peer, Fault.FLOOD)
+            await _quietly(stream.reset)
+            return
+        self._open_streams[peer] += 1
+        try:
+            await self.inner._swarm_stream_handler(stream)
+        except ProtocolError as error:
+            self.charge(peer, Fault.OVERSIZED if error.code is ErrorCode.FRAME_TOO_LARGE else Fault.MALFORMED)
+            await _quietly(stream.reset)
+        except (OpenLoraError, EOFError, *BROKEN) as error:
+            logger.debug("stream of %s ended: %s", peer, error)
+            await _quietly(stream.reset)
+        except Exception:
+            logger.exception("a stream handler failed; its stream was reset")
+            await _quietly(stream.reset)
+        finally:
+            self._open_streams[peer] -= 1
+            if not self._open_streams[peer]:
+                del self._open_streams[peer]
+
+
+@asynccontextmanager
+async def open_host(secret: bytes, options: HostOptions, registry: RegistryView) -> AsyncIterator[Host]:
+    """Start a host with the node key `secret` (32 bytes). Raises CONFIG_INVALID for an address it cannot listen on."""
+    patches.apply()
+    yamux_module.RTT_MEASURE_INTERVAL = options.ping_interval  # type: ignore[assignment]
+    for address in options.listen:
+        _check_port(address)
+    listen = [Multiaddr(address) for address in options.listen]
+    keys = key_pair(secret)
+    most = options.max_connections
+    patience = math.ceil(options.stream_timeout) + 1  # libp2p cuts it to whole seconds: the host's own comes first
+    inner = new_host(
+        key_pair=keys,
+        listen_addrs=listen,
+        transports=[TCP()],
+        sec_opt={NOISE_ID: Noise(keys, noise_privkey=new_noise_key().private_key)},
+        muxer_opt={TProtocol(YAMUX_ID): Yamux},
+        negotiate_timeout=patience,
+        connection_config=ConnectionConfig(
+            max_connections=most,
+            high_watermark=most,
+            min_connections=0,
+            low_watermark=0,
+            max_connections_per_peer=2,
+            dial_timeout=options.dial_timeout,
+            inbound_upgrade_timeout=options.handshake_timeout,
+            outbound_upgrade_timeout=options.handshake_timeout,
+            inbound_stream_protocol_negotiation_timeout=patience,
+            outbound_stream_protocol_negotiation_timeout=patience,
+            deny_list=list(options.deny),
+        ),
+    )
+    assert isinstance(inner, BasicHost)
+    swarm = cast(Swarm, inner.get_network())
+    swarm.retry_config = RetryConfig(max_retries=0)
+    swarm.set_resource_manager(None)  # it loses count of cancelled handshakes; the bounds here are the host's own
+    swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it dials on its own
+    host = Host(inner, options, registry)
+    async with inner.run(listen):
+        if len(host.addresses()) < len(listen):
+            raise OpenLoraError(ErrorCode.CONFIG_INVALID, "a network.listen address cannot be listened on")
+        async with trio.open_nursery() as nursery:
+            host._nursery = nursery
+            nursery.start_soon(host.watch)
+            try:
+                yield host
+            finally:
+                with trio.CancelScope(shield=True):
+                    await host.close()
+                nursery.cancel_scope.cancel()
+
+
+def _check_port(address: str) -> None:
+    """libp2p listens with SO_REUSEPORT: a second process on the port would silently take half of the connections."""
+    multiaddr = Multiaddr(address)
+    version = "ip6" if "ip6" in {protocol.name for protocol in multiaddr.protocols()} else "ip4"
+    port = int(multiaddr.value_for_protocol("tcp") or 0)
+    if port == 0:
+        return
+    with socket.socket(socket.AF_INET6 if version == "ip6" else socket.AF_INET) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((multiaddr.value_for_protocol(version), port))
+        except OSError:
+            raise OpenLoraError(
+                ErrorCode.CONFIG_INVALID, f"port {port} is taken or not this machine's: change network.listen"
+            ) from None
+
+
+async def _quietly(action: Callable[[], Awaitable[Any]]) -> None:
+    """Close or reset something that may be broken already."""
+    with trio.CancelScope(shield=True, deadline=trio.current_time() + 1):
+        try:
+            await action()
+        except Exception as error:  # noqa: BLE001 - it is being thrown away
+            logger.debug("closing: %s", type(error).__name__)

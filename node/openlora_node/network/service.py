@@ -1,0 +1,164 @@
+"""The network as the daemon and the gateway see it: asyncio in front, libp2p in its own thread behind."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import trio
+
+from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.messages import ErrorReply, StreamProtocol
+from .bridge import Bridge, BridgeState
+from .host import Host, HostOptions, open_host
+from .identity import Peer, RegistryView
+from .session import Session
+from .stream import FramedStream, M
+
+MAX_WAITING_SESSIONS = 64
+
+logger = logging.getLogger(__name__)
+
+
+class Network:
+    """One libp2p host, restarted as needed. `inbound` holds sessions that peers opened, until the daemon takes them."""
+
+    def __init__(
+        self,
+        secret: bytes,
+        options: HostOptions,
+        registry: RegistryView,
+        *,
+        serves: Sequence[StreamProtocol[Any]] = (),
+        max_waiting: int = MAX_WAITING_SESSIONS,
+    ) -> None:
+        """`secret` is the node key's, 32 bytes; `serves` the stream protocols whose sessions go to `inbound`."""
+        self._secret = secret
+        self._options = options
+        self._registry = registry
+        self._serves = serves
+        self._max_waiting = max_waiting
+        self._waiting = 0
+        self._sessions: weakref.WeakSet[Session[Any]] = weakref.WeakSet()
+        self._bridge = Bridge(self._body)
+        self._bridge.on_state(self._changed)
+        self.inbound: asyncio.Queue[Session[Any]] = asyncio.Queue()
+
+    def __repr__(self) -> str:
+        return f"Network({self._bridge!r})"
+
+    @property
+    def state(self) -> BridgeState:
+        """Whether the host is up."""
+        return self._bridge.state
+
+    @property
+    def restarts(self) -> int:
+        """How often the host crashed and came back."""
+        return self._bridge.restarts
+
+    async def start(self) -> None:
+        """Start the host. Raises CONFIG_INVALID when it cannot listen, INTERNAL for a libp2p that does not fit."""
+        self._loop = asyncio.get_running_loop()
+        await self._bridge.start()
+
+    async def stop(self) -> None:
+        """Stop within a second. Sessions end with NODE_LOST."""
+        await self._bridge.stop()
+
+    async def peer_id(self) -> str:
+        """This host's peer id."""
+        return await self._bridge.call(_identity)
+
+    async def addresses(self) -> tuple[str, ...]:
+        """Where this host listens, each with its peer id: what another host can dial."""
+        return await self._bridge.call(_addresses)
+
+    async def peers(self) -> tuple[Peer, ...]:
+        """Connected peers."""
+        return await self._bridge.call(_peers)
+
+    async def connect(self, peer: str, addresses: Sequence[str] = ()) -> Peer:
+        """A connection to a peer. Raises NODE_LOST when no address answers as this peer."""
+        return await self._bridge.call(lambda host: host.connect(peer, addresses))
+
+    async def disconnect(self, peer: str) -> None:
+        """Close all connections to a peer."""
+        self._bridge.post(lambda host: host.drop(peer))
+
+    async def open(self, peer: str, protocol: StreamProtocol[M], *, node: bytes | None = None) -> Session[M]:
+        """A session with a connected peer. With `node`, the peer must be that node by the registry: else WRONG_NODE."""
+        return await self._bridge.call(lambda host: self._open(host, peer, protocol, node), discard=_abort)
+
+    async def _open(self, host: Host, peer: str, protocol: StreamProtocol[M], node: bytes | None) -> Session[M]:
+        stream = await host.open(peer, protocol)
+        if node is not None and stream.peer.node != node:
+            await stream.reset()
+            raise OpenLoraError(
+                ErrorCode.WRONG_NODE, "the registry knows this peer's key as another node, or not at all"
+            )
+        session = Session(stream, self._loop)
+        self._sessions.add(session)
+        host.spawn(session.run)
+        return session
+
+    @asynccontextmanager
+    async def _body(self) -> AsyncIterator[Host]:
+        """In the network's thread: what a life of the host consists of."""
+        async with open_host(self._secret, self._options, self._registry) as host:
+            for protocol in self._serves:
+                host.serve(protocol, self._serve)
+            yield host
+
+    async def _serve(self, stream: FramedStream[Any]) -> None:
+        """In the network's thread: hand an inbound stream to the daemon, or refuse it when too many wait."""
+        if self._waiting >= self._max_waiting:
+            busy = OpenLoraError(ErrorCode.BUSY, retry_after_ms=1000)
+            with trio.move_on_after(1):
+                await stream.send(ErrorReply.of(busy))
+            return
+        self._waiting += 1
+        session = Session(stream, self._loop)
+        self._sessions.add(session)
+        self._loop.call_soon_threadsafe(self.inbound.put_nowait, session)
+        await session.run()
+
+    async def accept(self) -> Session[Any]:
+        """The next session that a peer opened."""
+        session = await self.inbound.get()
+        self._bridge.post(self._accepted)
+        return session
+
+    def _accepted(self, _host: Host) -> None:
+        self._waiting -= 1
+
+    def _changed(self, state: BridgeState) -> None:
+        if state is BridgeState.RESTARTING:
+            self._waiting = self.inbound.qsize()
+        if state in (BridgeState.RESTARTING, BridgeState.STOPPED):
+            lost = OpenLoraError(ErrorCode.NODE_LOST, "the network stopped")
+            for session in list(self._sessions):
+                try:
+                    self._loop.call_soon_threadsafe(session.end, lost)
+                except RuntimeError:
+                    return
+
+
+async def _identity(host: Host) -> str:
+    return host.id
+
+
+async def _addresses(host: Host) -> tuple[str, ...]:
+    return tuple(f"{address}/p2p/{host.id}" for address in host.addresses())
+
+
+async def _peers(host: Host) -> tuple[Peer, ...]:
+    return host.peers()
+
+
+def _abort(session: Session[Any]) -> None:
+    session.abort()
