@@ -14,7 +14,7 @@ from openlora_kernels import AttentionBatch, LoraTables, Segments
 
 from .models.context import ForwardContext
 from .models.loading import KVGeometry, LoadedModel
-from .scheduling.scheduler import ScheduledChunk
+from .scheduling.schedule import ScheduledChunk
 
 Int32 = NDArray[np.int32]
 Int64 = NDArray[np.int64]
