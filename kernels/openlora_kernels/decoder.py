@@ -7,8 +7,10 @@ the head, on all or on none, windows, soft-caps, post-norms, residual multiplier
 
 from __future__ import annotations
 
+import ctypes
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -17,6 +19,7 @@ from .activation import ACTIVATIONS, gated
 from .attention import AttentionBatch, paged_attention
 from .linear import PackedLinear
 from .lora import LoraTables, Segments, lora_apply_
+from .native import FLOAT, INT, POINTER, function, native, num_threads
 from .norm import rms_norm
 from .rope import rope_and_write_kv
 
@@ -61,6 +64,8 @@ class DecoderLayer:
             raise ValueError(f"qkv and o do not fit {self.num_heads}+2x{self.num_kv_heads} heads of {self.head_dim}")
         if self.gate_up.out_features != 2 * self.down.in_features:
             raise ValueError("gate_up must be twice as wide as down's input")
+        if self.rotary_width % 2 or not 0 <= self.rotary_width <= self.head_dim:
+            raise ValueError(f"rotary_dim must be even and at most {self.head_dim}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation must be one of {', '.join(ACTIVATIONS)}, not {self.activation!r}")
         norms = (self.attention_norm, self.attention_post_norm, self.mlp_norm, self.mlp_post_norm)
@@ -68,6 +73,27 @@ class DecoderLayer:
             raise ValueError(f"norms of the residual stream must be [{self.hidden_size}]")
         if any(norm is not None and norm.shape != (self.head_dim,) for norm in (self.q_norm, self.k_norm)):
             raise ValueError(f"q_norm and k_norm must be [{self.head_dim}]")
+
+    @property
+    def vectors(self) -> tuple[Tensor | None, ...]:
+        """Norms and sinks, in the order of the native layer."""
+        norms = (self.attention_norm, self.attention_post_norm, self.mlp_norm, self.mlp_post_norm)
+        return (*norms, self.q_norm, self.k_norm, self.sinks)
+
+    @property
+    def rotary_width(self) -> int:
+        """Rotary dims of a head."""
+        return self.head_dim if self.rotary_dim is None else self.rotary_dim
+
+    @cached_property
+    def native(self) -> int | None:
+        """Address of the C description; None where a weight is not packed for the native path."""
+        packed = all(linear.packed for linear in (self.qkv, self.o, self.gate_up, self.down))
+        plain = all(v is None or (v.dtype == torch.float32 and v.is_contiguous()) for v in self.vectors)
+        if not (packed and plain and self.head_dim % 8 == 0):
+            return None
+        self.__dict__["_description"] = _NativeLayer.of(self)
+        return ctypes.addressof(self.__dict__["_description"])
 
     @property
     def hidden_size(self) -> int:
@@ -94,17 +120,22 @@ class DecoderWorkspace:
 
     def __init__(self, layers: Sequence[DecoderLayer], max_tokens: int) -> None:
         self.max_tokens = max_tokens
-        device, dtype = layers[0].qkv.weight.device, layers[0].qkv.weight.dtype
+        widths = (
+            max(layer.hidden_size for layer in layers),
+            max(layer.hidden_size for layer in layers),
+            max(layer.qkv.out_features for layer in layers),
+            max(layer.o.in_features for layer in layers),
+            max(layer.gate_up.out_features for layer in layers),
+            max(layer.intermediate_size for layer in layers),
+        )
+        self._buffers = [torch.empty(max_tokens * width) for width in widths]
+        self._native = _NativeWorkspace(*(buffer.data_ptr() for buffer in self._buffers), max_tokens)
+        self.address = ctypes.addressof(self._native)
 
-        def rows(width: int) -> Tensor:
-            return torch.empty(max_tokens, width, dtype=dtype, device=device)
-
-        self.normed = rows(max(layer.hidden_size for layer in layers))
-        self.projected = rows(max(layer.hidden_size for layer in layers))
-        self.qkv = rows(max(layer.qkv.out_features for layer in layers))
-        self.attended = rows(max(layer.o.in_features for layer in layers))
-        self.gate_up = rows(max(layer.gate_up.out_features for layer in layers))
-        self.gated = rows(max(layer.intermediate_size for layer in layers))
+    @property
+    def nbytes(self) -> int:
+        """Bytes held."""
+        return sum(buffer.nbytes for buffer in self._buffers)
 
 
 def decoder_layer_(
@@ -120,12 +151,28 @@ def decoder_layer_(
 ) -> None:
     """Run one layer on the residual stream `hidden` [T, hidden_size], in place; writes keys and values to the caches.
 
-    cos, sin: [T, rotary_dim] or [T, rotary_dim / 2]. Raises ValueError where T exceeds the workspace or an index of the
-    batch lies outside the caches.
+    cos, sin: [T, rotary_dim] or [T, rotary_dim / 2]. A row's result is bit-equal whatever else is in the batch (native
+    path). Raises ValueError where T exceeds the workspace or an index of the batch lies outside the caches.
     """
-    if hidden.shape[0] > workspace.max_tokens:
-        raise ValueError(f"{hidden.shape[0]} rows exceed the workspace's {workspace.max_tokens}")
-    reference(hidden, layer, k_cache, v_cache, batch, cos, sin, lora)
+    tokens = hidden.shape[0]
+    if tokens > workspace.max_tokens:
+        raise ValueError(f"{tokens} rows exceed the workspace's {workspace.max_tokens}")
+    if k_cache.shape[2:] != (layer.num_kv_heads, layer.head_dim) or k_cache.shape != v_cache.shape:
+        raise ValueError(f"caches {tuple(k_cache.shape)} do not fit {layer.num_kv_heads} heads of {layer.head_dim}")
+    if layer.rotary_width and cos.shape[1] not in (layer.rotary_width, layer.rotary_width // 2):
+        raise ValueError(f"cos {tuple(cos.shape)} does not fit {layer.rotary_width} rotary dims")
+    if not (layer.native and native() and _fits(hidden, k_cache, cos, sin)):
+        reference(hidden, layer, k_cache, v_cache, batch, cos, sin, lora)
+        return
+    _decoder_layer(
+        *(layer.native, workspace.address, hidden.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
+        *(k_cache.shape[0], k_cache.shape[1]),
+        *(batch.cu_seqlens_q.data_ptr(), batch.seq_lens.data_ptr(), batch.block_tables.data_ptr()),
+        *(batch.slot_mapping.data_ptr(), batch.seq_lens.shape[0], tokens, batch.block_tables.shape[1]),
+        *(cos.data_ptr(), sin.data_ptr(), cos.stride(0)),
+        *_lora_arguments(lora),
+        num_threads(),
+    )
 
 
 def reference(
@@ -172,3 +219,68 @@ def reference(
     gate_up = project(layer.gate_up, norm(hidden, layer.mlp_norm), 2)
     output = norm(project(layer.down, gated(gate_up, layer.activation), 3), layer.mlp_post_norm)
     hidden.add_(output, alpha=layer.residual_multiplier)
+
+
+class _NativeLinear(ctypes.Structure):
+    _fields_ = (("packed", POINTER), ("bias", POINTER), ("in_features", INT), ("out_features", INT))
+
+    @classmethod
+    def of(cls, linear: PackedLinear) -> _NativeLinear:
+        return cls(linear.weight.data_ptr(), _address(linear.bias), linear.in_features, linear.out_features)
+
+
+class _NativeLayer(ctypes.Structure):
+    """csrc/decoder.cpp: Layer."""
+
+    _fields_ = (
+        *((name, _NativeLinear) for name in ("qkv", "o", "gate_up", "down")),
+        *((name, POINTER) for name in ("attention_norm", "attention_post_norm", "mlp_norm", "mlp_post_norm")),
+        *((name, POINTER) for name in ("q_norm", "k_norm", "sinks")),
+        *((name, INT) for name in ("heads", "kv_heads", "head_dim", "rotary_dim", "window", "activation")),
+        *((name, FLOAT) for name in ("eps", "scale", "softcap", "residual_multiplier")),
+    )
+
+    @classmethod
+    def of(cls, layer: DecoderLayer) -> _NativeLayer:
+        return cls(
+            *(_NativeLinear.of(linear) for linear in (layer.qkv, layer.o, layer.gate_up, layer.down)),
+            *map(_address, layer.vectors),
+            *(layer.num_heads, layer.num_kv_heads, layer.head_dim, layer.rotary_width),
+            *(layer.window or 0, ACTIVATIONS.index(layer.activation)),
+            *(layer.eps, layer.scale, layer.softcap or 0.0, layer.residual_multiplier),
+        )
+
+
+class _NativeWorkspace(ctypes.Structure):
+    """csrc/decoder.cpp: Workspace."""
+
+    _fields_ = (
+        *((name, POINTER) for name in ("normed", "projected", "qkv", "attended", "gate_up", "gated")),
+        ("max_tokens", INT),
+    )
+
+
+_decoder_layer = function(
+    "ol_decoder_layer",
+    *(*[POINTER] * 5, *[INT] * 2, *[POINTER] * 4, *[INT] * 3, *[POINTER] * 2, INT),
+    *(*[POINTER] * 3, INT, *[POINTER] * 4, INT),
+)
+
+
+def _address(tensor: Tensor | None) -> int | None:
+    return None if tensor is None else tensor.data_ptr()
+
+
+def _lora_arguments(lora: LayerLora | None) -> tuple[int | None, ...]:
+    if lora is None or lora.segments.slots.shape[0] == 0:
+        return (None, None, None, 0, None, None, None, None)
+    segments, tables = lora.segments, lora.tables
+    return (
+        *(segments.rows.data_ptr(), segments.offsets.data_ptr(), segments.slots.data_ptr(), segments.slots.shape[0]),
+        *(tables.native_group(group) for group in lora.groups),
+    )
+
+
+def _fits(hidden: Tensor, k_cache: Tensor, cos: Tensor, sin: Tensor) -> bool:
+    tensors = (hidden, k_cache, cos, sin)
+    return all(t.dtype == torch.float32 for t in tensors) and hidden.is_contiguous() and cos.stride() == sin.stride()

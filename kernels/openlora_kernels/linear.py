@@ -64,7 +64,7 @@ class PackedLinear:
         """x [T, K] -> [T, N], into `out` where given, added to it with `accumulate`. Last dims contiguous."""
         if accumulate and out is None:
             raise ValueError("accumulate needs the tensor to add to: pass out")
-        if not self.packed:
+        if not (self.packed and native()):
             return self._torch(x, out, accumulate)
         if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != self.in_features or x.stride(1) != 1:
             raise ValueError(f"x must be float32 [T, {self.in_features}], it is {x.dtype} {tuple(x.shape)}")
@@ -81,7 +81,7 @@ class PackedLinear:
         return out
 
     def _torch(self, x: Tensor, out: Tensor | None, accumulate: bool) -> Tensor:
-        result = F.linear(x, self.weight, self.bias)
+        result = F.linear(x, self.unpacked(), self.bias)
         if out is None:
             return result
         return out.add_(result) if accumulate else out.copy_(result)
