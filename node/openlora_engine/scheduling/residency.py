@@ -8,8 +8,6 @@ from .queue import Lane, WaitingQueue
 from .sequence import Sequence, SequenceStatus
 from .slots import HostTier, SlotPool
 
-_UNLOADED = frozenset({Lane.NO_HOST_ROOM, Lane.LOADING})
-
 
 @dataclass(slots=True)
 class _Hosted:
@@ -137,9 +135,10 @@ class Residency:
 
     def waiting_status(self, seq: Sequence) -> SequenceStatus:
         """The status of a sequence that is queued."""
-        if self.lane(seq.adapter) in _UNLOADED:
+        if not self._is_loaded(seq.adapter):
             return SequenceStatus.WAITING_ADAPTER
-        return SequenceStatus.PREEMPTED if seq.recomputes else SequenceStatus.WAITING
+        recomputes = seq.recomputes and not seq.holds_memory
+        return SequenceStatus.PREEMPTED if recomputes else SequenceStatus.WAITING
 
     def check_integrity(self, live: list[Sequence]) -> None:
         """Assert that lanes and needs agree with the live sequences."""
@@ -177,12 +176,16 @@ class Residency:
             self._slots.evict(digest)
         return bool(unneeded)
 
+    def _is_loaded(self, adapter: str | None) -> bool:
+        """Whether the adapter is in a slot, or may be put into one."""
+        return adapter is None or adapter in self._slots or self.is_hosted(adapter)
+
     def _sort(self, digest: str) -> None:
         """Move the digest's sequences into the lane it belongs to now."""
-        if not self._queue.has_adapter(digest):
+        first = self._queue.first_of(digest)
+        if first is None:
             return
-        old, new = self._queue.lane_of(digest), self.lane(digest)
-        self._queue.move(digest, new)
-        if (old in _UNLOADED) != (new in _UNLOADED):
+        self._queue.move(digest, self.lane(digest))
+        if self._is_loaded(digest) == (first.status is SequenceStatus.WAITING_ADAPTER):
             for seq in self._queue.of_adapter(digest):
                 seq.status = self.waiting_status(seq)

@@ -136,10 +136,7 @@ class Scheduler:
         assert self._in_flight is None, "the step before was neither advanced nor abandoned"
         preempted: list[Sequence] = []
         failed: list[Failure] = []
-        self._residency.ask_again(now)
-        for seq in self._drainer.update(now, self._roster.holders):
-            self._roster.to_end_of_line(seq, now)
-            self._preempt(seq, preempted)
+        self._serve_starving(now, preempted)
         self._grow(preempted)
 
         budget = TokenBudget(self._config.max_num_batched_tokens)
@@ -218,6 +215,17 @@ class Scheduler:
         rate = drain_rate / max(1, roster.num_tenants_queued)
         queued, limit = roster.num_queued_of(choices[0].tenant), config.max_queue_per_tenant + seats
         config.check_queue(len(choices), queued, limit, rate, "this tenant's queue is full:")
+
+    def _serve_starving(self, now: float, preempted: list[Sequence]) -> None:
+        """Host memory and slots for adapters that have none, for as long as taking them from others helps."""
+        self._residency.ask_again(now)
+        while leaving := self._drainer.update(now, self._roster.holders):
+            for seq in leaving:
+                self._roster.to_end_of_line(seq, now)
+                self._preempt(seq, preempted)
+            self._residency.ask_again(now)
+        # Reservations that ended without a preemption may have freed host memory as well.
+        self._residency.ask_again(now)
 
     def _preempt(self, seq: Sequence, preempted: list[Sequence]) -> None:
         self._roster.preempt(seq)
@@ -315,8 +323,10 @@ class Scheduler:
         """Whether memory suffices for all tokens of `seq` plus a block for each running sequence to grow into, if need
         be at the cost of sequences that do not run."""
         roster = self._roster
-        parked = sum(len(other.block_table) for other in roster.parked if other is not seq)
-        if self._num_missing(seq, matched) > parked:
+        missing = self._num_missing(seq, matched)
+        if missing <= 0:
+            return True
+        if missing > sum(len(other.block_table) for other in roster.parked if other is not seq):
             return False
         while self._num_missing(seq, matched) > 0:
             victim = roster.first_parked(but=seq)

@@ -174,7 +174,10 @@ class SlotPool:
             self._rest(digest)
 
     def pin(self, digest: str) -> None:
-        """Keep `digest` in its slot once it has one. Raises BAD_REQUEST where no slot would be left for the others."""
+        """Keep `digest` in its slot once it has one. Raises BAD_REQUEST where no slot would be left for the others.
+
+        On the CPU it stays in host memory too; that enough of that is left is the caller's to see to.
+        """
         if digest not in self._pinned and len(self._pinned) >= self.num_slots - 1:
             raise EngineError(
                 Code.BAD_REQUEST,
