@@ -132,7 +132,7 @@ def allocate(nbytes: int, *, pinned: bool = False) -> Tensor:
     return torch.frombuffer(mapping, dtype=torch.uint8)
 
 
-@lru_cache(maxsize=1024)
+@lru_cache(maxsize=256)
 def _place(targets: LoraTargets, dtype: torch.dtype, ranks: tuple[int, ...]) -> Placement:
     layout = BlobLayout.of(targets.groups, targets.ranks_by_group(ranks), dtype)
     a, b, regions = [], [], []

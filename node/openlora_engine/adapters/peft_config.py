@@ -23,6 +23,7 @@ _T = TypeVar("_T")
 MAX_PATTERNS = 8_192
 """Entries in rank_pattern and alpha_pattern: EVA writes one a module."""
 MAX_NAMES = 8_192
+MAX_ALPHA = 1e6
 ALL_LINEAR = "all-linear"
 
 INITS_OF_LORA_ONLY = ("gaussian", "eva", "orthogonal", "mica")
@@ -233,8 +234,8 @@ def _integer(value: Any, key: str, *, low: int) -> int:
 
 
 def _number(value: Any, key: str) -> float:
-    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > 1e30:
-        raise invalid(f"{key} must be a number, not {_short(value)}")
+    if isinstance(value, bool) or not isinstance(value, int | float) or abs(value) > MAX_ALPHA:
+        raise invalid(f"{key} must be a number of at most {MAX_ALPHA:.0f}, not {_short(value)}")
     return float(value)
 
 

@@ -65,12 +65,12 @@ def _plan(header: bytes, file_size: int, config: LoraConfig, storage: Storage) -
     return WeightPlan(tuple((info, *order[info.name]) for info in tensors), tuple(ranks), tuple(scales))
 
 
-def check_rank(rank: int, limit: int) -> None:
+def check_rank(rank: int, limit: int, what: str = "rank") -> None:
     """Raise RANK_TOO_LARGE, saying how to raise the limit."""
     if rank > limit:
         raise EngineError(
             Code.RANK_TOO_LARGE,
-            f"rank {rank} is above the limit of {limit}: start the engine with --max-lora-rank {rank}",
+            f"{what} {rank} is above the limit of {limit}: start the engine with --max-lora-rank {rank}",
         )
 
 

@@ -48,7 +48,9 @@ def identify(source: Source, storage: Storage) -> Identity:
             plan = plan_weights(file, weights.size, config, storage)
             check_weights(file, plan, storage.dtype)
             weights.check_unchanged()
-            return Identity(digest_of(digest), config_stamp + weights.stamp, plan.ranks)
+            # The placement's tuple: thousands of adapters of one shape share it.
+            ranks = storage.place(plan.ranks).ranks
+            return Identity(digest_of(digest), config_stamp + weights.stamp, ranks)
 
 
 def load(source: Source, identity: Identity, storage: Storage) -> Blob:

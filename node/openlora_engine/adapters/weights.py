@@ -18,10 +18,8 @@ from .folder import WEIGHTS_FILE, invalid
 from .header import listed
 from .plan import Placed, WeightPlan
 
-CHUNK = 1 << 21
+CHUNK = 1 << 20
 """Bytes read at a time."""
-SERIAL_ELEMENTS = 32_767
-"""torch runs an operation on more elements on all cores, and would take them from the step that is under way."""
 
 
 class HashingFile:
@@ -78,7 +76,9 @@ def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
     places = bits_of(blob.elements.view(torch.uint8).numpy(), blob.dtype)
     for batch, data in _chunks(file, plan):
         begin, itemsize = batch[0][0].begin, batch[0][0].dtype.itemsize
-        weights = bits_of(_converted(data.view(batch[0][0].dtype), blob.dtype).view(torch.uint8).numpy(), blob.dtype)
+        dtype = batch[0][0].dtype
+        stored = data if dtype is blob.dtype else _converted(data.view(dtype), blob.dtype).view(torch.uint8)
+        weights = bits_of(stored.numpy(), blob.dtype)
         for info, t, is_b in batch:
             # numpy transposes bits several times faster than torch does halves, and on one core.
             source = weights[(info.begin - begin) // itemsize : (info.end - begin) // itemsize]
@@ -92,15 +92,8 @@ def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
 
 
 def _converted(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    if weights.dtype is dtype:
-        return weights
-    if torch.float32 not in (weights.dtype, dtype):
-        weights = _converted(weights, torch.float32)  # torch has vector code from and to float32 only
-    converted = torch.empty_like(weights, dtype=dtype)
-    parts = [slice(start, start + SERIAL_ELEMENTS) for start in range(0, weights.numel(), SERIAL_ELEMENTS)]
-    # One call: the interpreter lock is let go once, not once a part.
-    torch._foreach_copy_([converted[part] for part in parts], [weights[part] for part in parts])
-    return converted
+    # torch has vector code from and to float32 only.
+    return weights.float().to(dtype)
 
 
 def _chunks(file: HashingFile, plan: WeightPlan) -> Iterator[tuple[Sequence[Placed], Tensor]]:
