@@ -55,8 +55,8 @@ class ChoiceOutput:
     def add(self, token_id: int, *, ended: bool = False) -> Delta:
         """Take one output token; `ended`: the grammar is complete with it. Not to be called after a finish.
 
-        A token that ends the sequence gives no text, unless stops are to be included. A stop string found together with
-        the last allowed token is a stop, not a length.
+        A token that ends the sequence gives no text, unless stops are to be included. Where one token gives several
+        reasons to end, a stop token is named before a stop string, and that before the length.
         """
         rules = self._rules
         self.num_tokens += 1
@@ -67,7 +67,7 @@ class ChoiceOutput:
         ignore = not rules.checker.may_stop(self.num_tokens)
         match = self._scanner.add(text, ignore=ignore, include_stop=rules.include_stop)
         if match.stop is not None:
-            return Delta(match.text, Finish(END_OF_SEQUENCE.reason, match.stop))
+            return Delta(match.text, finish or Finish(END_OF_SEQUENCE.reason, match.stop))
         if finish is None and ended:
             finish = END_OF_SEQUENCE
         if finish is None and rules.checker.at_length(self.num_tokens):
