@@ -1,0 +1,85 @@
+"""A peer as a driver: its process started, fed workloads, and stopped between them so that it takes nothing from others."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+
+from ..trace import Run
+from ..workloads import Workload
+from .serve import PeerSetup
+
+ROOT = Path(__file__).parents[3]
+HOME = Path(os.environ.get("PEERS", ROOT / "build" / "peers"))
+
+
+class PeerMissing(Exception):
+    """The peer is not installed: `make bench-peers` does it."""
+
+
+class PeerFailed(Exception):
+    """The peer's process ended; the message has the end of its log."""
+
+
+class PeerProcess:
+    """A running peer. The process group rests (SIGSTOP) except while it serves a workload."""
+
+    def __init__(
+        self, name: str, setup: PeerSetup, *, peer: str, environment: Mapping[str, str] | None = None
+    ) -> None:
+        python = HOME / peer / "bin" / "python"
+        if not (HOME / peer / "setup.stamp").exists():
+            raise PeerMissing(f"{peer} is not installed: make bench-peers")
+        self.name = name
+        self._log = tempfile.TemporaryFile()
+        self._process = subprocess.Popen(
+            [python, "-m", f"benchmarks.engine.peers.{peer}_worker"],
+            cwd=ROOT,
+            env={**os.environ, **(environment or {})},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            text=True,
+            start_new_session=True,
+        )
+        self.load_s: float = json.loads(self._ask(setup.to_json()))["load_s"]
+        self._signal(signal.SIGSTOP)
+
+    def run(self, workload: Workload) -> Run:
+        """Serve one workload. Raises PeerFailed."""
+        self._signal(signal.SIGCONT)
+        run = Run.from_json(self._ask(workload.to_json()))
+        self._signal(signal.SIGSTOP)
+        return run
+
+    def close(self) -> None:
+        """End the process and whatever it started."""
+        self._signal(signal.SIGKILL)
+        self._process.wait()
+        self._log.close()
+
+    def _ask(self, line: str) -> str:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        try:
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+            if answer := self._process.stdout.readline():
+                return answer
+        except BrokenPipeError:
+            pass
+        self._log.seek(0)
+        log = self._log.read().decode(errors="replace")[-4000:]
+        self.close()
+        raise PeerFailed(f"{self.name} ended:\n{log}")
+
+    def _signal(self, number: int) -> None:
+        try:
+            os.killpg(self._process.pid, number)
+        except ProcessLookupError:
+            pass
