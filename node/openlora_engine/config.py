@@ -11,7 +11,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, Self, get_args
+from typing import Any, Literal, Protocol, Self, get_args
 
 from .errors import Code, EngineError
 
@@ -50,6 +50,7 @@ class EngineConfig:
     model: Path | None = option(
         None, "Hugging Face folder of the base model; default: the model that set-up converted."
     )
+    model_digest: str = option("", "The base's artifact id, sha256:<hex>, where it has one: another name for it.")
     served_model_name: str = option("", "Name in the API. Default: the folder's name.")
     adapters: Path | None = option(None, "Folder of PEFT adapters: each subfolder is one, named as it is.")
     lora_modules: tuple[str, ...] = option((), "Adapters by name: NAME=FOLDER; repeatable.", metavar="NAME=FOLDER")
@@ -120,7 +121,15 @@ def invalid(name: str, problem: str) -> EngineError:
     return EngineError(Code.CONFIG_INVALID, f"{flag(name)} {problem}", param=name)
 
 
-def add_flags(parser: argparse.ArgumentParser, config: type[EngineConfig], names: Iterable[str] | None = None) -> None:
+class FlagParser(Protocol):
+    """An argument parser, or a group of one."""
+
+    def add_argument(self, *names: str, **options: Any) -> Any:
+        """argparse's."""
+        ...
+
+
+def add_flags(parser: FlagParser, config: type[EngineConfig], names: Iterable[str] | None = None) -> None:
     """Give the parser one flag a key."""
     chosen: Sequence[str] = list(names) if names is not None else [item.name for item in dataclasses.fields(config)]
     for item in dataclasses.fields(config):

@@ -95,6 +95,7 @@ class ModelRunner:
 
     def __init__(self, model: LoadedModel, num_blocks: int, block_size: int, tables: LoraTables | None) -> None:
         self.model = model
+        self.num_blocks = num_blocks
         self.block_size = block_size
         self._tables = tables
         self._kv_caches = [self._allocate(layer, num_blocks) for layer in model.kv_layers]

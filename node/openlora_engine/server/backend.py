@@ -66,8 +66,11 @@ class Tokenizer(Protocol):
     """The part of a Hugging Face fast tokenizer that the server uses."""
 
     chat_template: Any
-    backend_tokenizer: Any
-    """`tokenizers.Tokenizer`: its `encode` may run in several threads at once, the wrapper's may not."""
+
+    @property
+    def backend_tokenizer(self) -> Any:
+        """`tokenizers.Tokenizer`: its `encode` may run in several threads at once, the wrapper's may not."""
+        ...
 
     def apply_chat_template(self, conversation: Any, **kwargs: Any) -> Any:
         """The prompt's text for a conversation (`tokenize=False`)."""

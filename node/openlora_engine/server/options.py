@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Self, cast
 
-from ..config import add_flags, invalid, option, size
+from ..config import FlagParser, add_flags, invalid, option, size
 
 API_KEY_VARIABLE = "OPENLORA_ENGINE_API_KEY"
 _API_KEY = f"Key that every route but /health asks for; ${API_KEY_VARIABLE} keeps it out of `ps`."
@@ -75,7 +75,7 @@ class ServerConfig:
         return cls(**chosen)
 
 
-def add_server_flags(parser: argparse.ArgumentParser) -> None:
+def add_server_flags(parser: FlagParser) -> None:
     """Give the parser one flag a key."""
     add_flags(parser, cast("Any", ServerConfig))
 
