@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from typing import Any, Self
+from typing import Any
 
 from openlora_engine.errors import Code, EngineError
 from openlora_engine.metrics import EngineMetrics, EngineStats
@@ -19,6 +18,7 @@ from openlora_engine.request import (
     TokenLogprob,
 )
 from openlora_engine.server.backend import AdapterCard, Health, HealthState, MixOptions, ModelCard
+from openlora_engine.streams import EventStream
 
 Script = Callable[[GenerateRequest], AsyncIterator[TokenEvent]]
 
@@ -82,103 +82,86 @@ def texts(*parts: str, reason: FinishReason = FinishReason.STOP) -> Script:
     return script
 
 
-class FakeStream:
-    """A bounded buffer between a script and its reader. `paused` is set while the script waits for room."""
+class Run:
+    """One request as the scripted engine runs it. `paused` is set while its reader lags, `cancelled` for good."""
 
-    def __init__(self, request: GenerateRequest, script: Script, capacity: int) -> None:
+    def __init__(self, request: GenerateRequest, script: Script, limit: int) -> None:
         self.request = request
-        self.paused = asyncio.Event()
-        self.closed = asyncio.Event()
+        self.paused, self.cancelled = asyncio.Event(), asyncio.Event()
+        self.num_pauses = 0
         self.num_produced = 0
-        self._capacity = capacity
-        self._events: deque[TokenEvent] = deque()
-        self._ready, self._room = asyncio.Event(), asyncio.Event()
-        self._ended = False
-        self._task = asyncio.create_task(self._produce(script(request)))
+        self.stream = EventStream(
+            request.request_id, request.params.n, limit, pause=self._pause, resume=self._resume, cancel=self._cancel
+        )
+        self._go = asyncio.Event()
+        self._go.set()
+        self.task = asyncio.create_task(self._produce(script(request)))
 
     @property
     def live(self) -> bool:
-        """Whether the script still runs or waits."""
-        return not self._task.done()
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> TokenEvent:
-        while not self._events:
-            if self._ended or self.closed.is_set():
-                raise StopAsyncIteration
-            self._ready.clear()
-            await self._ready.wait()
-        return self.take(1)[0]
-
-    def take(self, limit: int | None = None) -> Sequence[TokenEvent]:
-        taken = [self._events.popleft() for _ in range(len(self._events) if limit is None else limit)]
-        if len(self._events) <= self._capacity // 2:
-            self._room.set()
-        return taken
-
-    async def aclose(self) -> None:
-        self._task.cancel()
-        self.closed.set()
-        self._ready.set()
-
-    def cancel(self, error: EngineError) -> None:
-        """End as a drain does: the last event of every choice carries the error."""
-        self._task.cancel()
-        for index in range(self.request.params.n):
-            self._events.append(
-                TokenEvent(self.request.request_id, index, finish_reason=FinishReason.CANCELLED, error=error)
-            )
-        self._ended = True
-        self._ready.set()
+        """Whether the engine still works for it."""
+        return not self.stream.ended
 
     async def _produce(self, script: AsyncIterator[TokenEvent]) -> None:
         async for event in script:
-            while len(self._events) >= self._capacity:
-                self._room.clear()
-                self.paused.set()
-                await self._room.wait()
-                self.paused.clear()
-            self._events.append(event)
+            self.stream.push(event)
             self.num_produced += 1
-            self._ready.set()
             await asyncio.sleep(0)
-        self._ended = True
-        self._ready.set()
+            await self._go.wait()
+
+    def _pause(self, _request_id: str) -> None:
+        self.num_pauses += 1
+        self._go.clear()
+        self.paused.set()
+
+    def _resume(self, _request_id: str) -> None:
+        self.paused.clear()
+        self._go.set()
+
+    def _cancel(self, _request_id: str) -> None:
+        self.task.cancel()
+        self.cancelled.set()
 
 
 class FakeBackend:
     """Serves a base, the adapters `sql` and `law`, and whatever a test puts into `script` and `refusal`."""
 
-    def __init__(self, tokenizer: Any, *, max_model_len: int = 256, capacity: int = 8) -> None:
+    def __init__(self, tokenizer: Any, *, max_model_len: int = 256, limit: int = 8) -> None:
         self.model = ModelCard((BASE, ALIAS), digest_of(BASE), max_model_len, 512, 1_700_000_000)
         self.tokenizer = tokenizer
         self.metrics = EngineMetrics(BASE)
         self.script: Script = numbers
         self.refusal: EngineError | None = None
         self.state = HealthState.OK
-        self.streams: list[FakeStream] = []
-        self.opened = asyncio.Event()
+        self.runs: list[Run] = []
+        self.graces: list[float] = []
+        self._began = asyncio.Event()
         self.mixes: list[tuple[Sequence[tuple[str, float]], str, MixOptions]] = []
         self.cards = {name: _card(name) for name in ("law", "sql")}
-        self._capacity = capacity
+        self._limit = limit
         self._hurry = asyncio.Event()
 
     @property
     def requests(self) -> list[GenerateRequest]:
         """Everything that was asked for."""
-        return [stream.request for stream in self.streams]
+        return [run.request for run in self.runs]
 
-    def generate(self, request: GenerateRequest) -> FakeStream:
+    def generate(self, request: GenerateRequest) -> EventStream:
         if self.state is HealthState.DRAINING:
             raise EngineError(Code.DRAINING, "this engine is stopping: ask another", retry_after_s=2.5)
         if self.refusal is not None:
             raise self.refusal
-        stream = FakeStream(request, self.script, self._capacity)
-        self.streams.append(stream)
-        self.opened.set()
-        return stream
+        run = Run(request, self.script, self._limit)
+        self.runs.append(run)
+        self._began.set()
+        return run.stream
+
+    async def begun(self, number: int = 1) -> Run:
+        """The run of this number, once there is one."""
+        while len(self.runs) < number:
+            self._began.clear()
+            await self._began.wait()
+        return self.runs[number - 1]
 
     async def resolve(
         self, model: str, adapters: Sequence[tuple[str, float]], method: str, options: MixOptions
@@ -229,7 +212,7 @@ class FakeBackend:
 
     def stats(self) -> EngineStats:
         return EngineStats(
-            num_requests_running=sum(stream.live for stream in self.streams),
+            num_requests_running=sum(run.live for run in self.runs),
             kv_cache_usage=0.25,
             num_blocks=64,
             block_size=16,
@@ -246,15 +229,19 @@ class FakeBackend:
 
     async def drain(self, grace_s: float) -> None:
         self.state = HealthState.DRAINING
-        tasks = [stream._task for stream in self.streams if stream.live]
+        self.graces.append(grace_s)
         if grace_s == 0:
             self._hurry.set()
         hurry = asyncio.create_task(self._hurry.wait())
-        everything = asyncio.ensure_future(asyncio.gather(*tasks, return_exceptions=True))
+        everything = asyncio.gather(*(run.task for run in self.runs), return_exceptions=True)
         await asyncio.wait({hurry, everything}, timeout=grace_s or None, return_when=asyncio.FIRST_COMPLETED)
-        for stream in self.streams:
-            if stream.live:
-                stream.cancel(EngineError(Code.DRAINING, "this engine stopped: send the request to another"))
+        error = EngineError(Code.DRAINING, "this engine stopped: send the request to another")
+        for run in self.runs:
+            if run.live:
+                run.task.cancel()
+                run.stream.push(
+                    TokenEvent(run.request.request_id, 0, finish_reason=FinishReason.CANCELLED, error=error)
+                )
         hurry.cancel()
         await everything
 

@@ -9,14 +9,12 @@ from aiohttp import web
 from .call import Call
 from .chat_shape import ChatShape
 from .completion_shape import CompletionShape
-from .conversion import generate_requests, target, tenant_of
+from .conversion import TENANT_HEADER, generate_requests, target, tenant_of
 from .generation import Generation
 from .reply import json_reply
 from .requests import ChatBody, CompletionBody, GenerationBody
 from .shape import Envelope, Shape
 from .sse import EventStream
-
-TENANT_HEADER = "X-OpenLoRA-Tenant"
 
 
 async def chat_completions(call: Call) -> web.StreamResponse:

@@ -23,6 +23,7 @@ COMPLETION_MAX_TOKENS = 16
 MAX_CHOICES_IN_ALL = 128
 MAX_NAME_CHARS = 256
 DEFAULT_METHOD = "cat"
+TENANT_HEADER = "X-OpenLoRA-Tenant"
 
 _PINNED = re.compile(r"(?:.*@)?(?P<digest>sha256:[0-9a-f]{64})", re.DOTALL)
 
@@ -142,9 +143,13 @@ def generate_requests(
 
 def tenant_of(header: str | None, body: GenerationBody) -> str:
     """Whom the request counts for: the X-OpenLoRA-Tenant header, else `user`."""
-    tenant = header if header is not None else body.user or ""
-    _check_length("X-OpenLoRA-Tenant" if header is not None else "user", tenant)
-    return tenant
+    if header is None:
+        _check_length("user", body.user or "")
+        return body.user or ""
+    _check_length(TENANT_HEADER, header)
+    if not header.isprintable():
+        raise EngineError(Code.BAD_REQUEST, f"{TENANT_HEADER} must be printable UTF-8", param=TENANT_HEADER)
+    return header
 
 
 def _max_tokens(body: GenerationBody, num_prompt_tokens: int, model: ModelCard, default: int | None) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from typing import TypeVar
 
 import msgspec
@@ -21,11 +22,16 @@ _LONGEST_PROBLEM = 300
 def decode(body: bytes, kind: type[T]) -> T:
     """The body as `kind`. Raises BAD_REQUEST or UNSUPPORTED with `param` set where a field is at fault."""
     fields = _fields(body)
-    check_fields(fields, frozenset(item.encode_name for item in msgspec.structs.fields(kind)))
+    check_fields(fields, _names_of(kind))
     try:
         return msgspec.json.decode(body, type=kind)
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
+
+
+@cache
+def _names_of(kind: type[msgspec.Struct]) -> frozenset[str]:
+    return frozenset(kind.__struct_encode_fields__)
 
 
 def field_names(body: bytes) -> frozenset[str]:

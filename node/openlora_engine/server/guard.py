@@ -5,7 +5,6 @@ from __future__ import annotations
 import hmac
 import ipaddress
 from collections.abc import Iterable, Mapping
-from urllib.parse import urlsplit
 
 from ..errors import Code, EngineError
 
@@ -21,7 +20,7 @@ class Guard:
     """
 
     def __init__(self, api_key: str, allowed_hosts: Iterable[str], *, local: bool) -> None:
-        self._api_key = api_key.encode()
+        self._api_key = _raw(api_key)
         self._allowed_hosts = frozenset({"localhost", *(name.lower() for name in allowed_hosts)})
         self._local = local
         """On a Unix socket: no browser reaches it, whatever Host says."""
@@ -43,15 +42,20 @@ class Guard:
         )
 
     def _check_origin(self, origin: str | None, host: str | None) -> None:
-        if origin is None or urlsplit(origin).netloc.lower() == (host or "").lower():
+        if origin is None or origin.lower().partition("://")[2] == (host or "").lower():
             return
         raise EngineError(Code.FORBIDDEN, "web pages may not call this server: call it from your own server")
 
     def _check_key(self, authorization: str) -> None:
         scheme, _, key = authorization.partition(" ")
-        if scheme.lower() == "bearer" and hmac.compare_digest(key.strip().encode(), self._api_key):
+        if scheme.lower() == "bearer" and hmac.compare_digest(_raw(key.strip()), self._api_key):
             return
         raise EngineError(Code.UNAUTHORIZED, "send the API key as `Authorization: Bearer KEY`")
+
+
+def _raw(text: str) -> bytes:
+    """A header's bytes as they came: aiohttp decodes what is no UTF-8 to lone surrogates."""
+    return text.encode("utf-8", "surrogateescape")
 
 
 def _name(host: str) -> str:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import ssl
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 import httpx2
 import pytest
 from openai import AsyncOpenAI
-from support.engine_backend import FakeBackend
-from support.engine_tokenizer import tiny_tokenizer
 
 from openlora_engine.server.options import ServerConfig
 from openlora_engine.server.serve import serving
+from support.engine_backend import FakeBackend
+from support.engine_tokenizer import tiny_tokenizer
 
 
 @dataclass
@@ -39,14 +40,15 @@ def config() -> ServerConfig:
 async def backend() -> AsyncIterator[FakeBackend]:
     backend = FakeBackend(tiny_tokenizer())
     yield backend
-    assert not [stream.request for stream in backend.streams if stream.live], "requests that nobody reads still run"
+    assert not [run.request for run in backend.runs if run.live], "requests that nobody reads still run"
 
 
 @pytest.fixture
 async def server(backend: FakeBackend, config: ServerConfig) -> AsyncIterator[Server]:
     async with (
         serving(backend, config) as address,
-        httpx2.AsyncClient(base_url=address, timeout=30) as http,
-        AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0, timeout=30) as openai,
+        # A context that loads no certificates: nothing here speaks TLS.
+        httpx2.AsyncClient(base_url=address, timeout=30, verify=ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)) as http,
+        AsyncOpenAI(base_url=f"{address}/v1", api_key="unused", max_retries=0, http_client=http) as openai,
     ):
         yield Server(address, backend, openai, http)

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 
 import httpx2
 import openai
 import pytest
 from openai import AsyncOpenAI
-from support.engine_backend import ALIAS, BASE, FakeBackend, digest_of, texts
-from support.engine_tokenizer import tiny_tokenizer
 
 from openlora_engine.errors import Code, EngineError
+from openlora_engine.request import FinishReason, TokenEvent
 from openlora_engine.sampling.params import ConstraintKind
 from openlora_engine.server.options import ServerConfig
 from openlora_engine.server.serve import serving
+from support.engine_backend import ALIAS, BASE, FakeBackend, digest_of, texts
+from support.engine_tokenizer import tiny_tokenizer
 
 USER = [{"role": "user", "content": "hello"}]
 
@@ -59,14 +59,11 @@ async def test_chat_streamed_is_chat_whole(server) -> None:
 
 
 async def test_the_clients_stream_helper_accumulates(server) -> None:
-    async with server.openai.chat.completions.stream(
-        model=BASE, messages=USER, max_tokens=4, n=2, logprobs=True, top_logprobs=2
-    ) as stream:
-        async for _ in stream:
-            pass
+    server.backend.script = texts("one", " and", " two")
+    async with server.openai.chat.completions.stream(model=BASE, messages=USER) as stream:
+        deltas = [event.delta async for event in stream if event.type == "content.delta"]
         final = await stream.get_final_completion()
-    assert [choice.message.content for choice in final.choices] == [" 0.0 0.1 0.2 0.3", " 1.0 1.1 1.2 1.3"]
-    assert len(final.choices[1].logprobs.content) == 4
+    assert "".join(deltas) == final.choices[0].message.content == "one and two"
 
 
 async def test_completion_whole(server) -> None:
@@ -240,7 +237,7 @@ async def test_token_ids_and_timings_on_request(server, streams: bool) -> None:
     assert [chunk.model_extra["prompt_token_ids"] for chunk in chunks if "prompt_token_ids" in chunk.model_extra] == [
         prompt
     ]
-    assert sum((chunk.choices[0].model_extra["token_ids"] for chunk in chunks), []) == [300, 301, 302]
+    assert [token_id for chunk in chunks for token_id in chunk.choices[0].model_extra["token_ids"]] == [300, 301, 302]
     assert chunks[-1].model_extra["openlora"] == {
         "adapter": digest_of("sql"),
         "timings": [
@@ -271,30 +268,15 @@ async def test_the_client_retries_when_busy(server) -> None:
     server.backend.refusal = EngineError(Code.BUSY, "too many requests wait: try later", retry_after_s=0.01)
     patient = server.openai.with_options(max_retries=1)
 
-    async def relent() -> None:
+    async def relent(**_: object) -> None:
         server.backend.refusal = None
 
-    patient._prepare_options = _after_first(relent, patient._prepare_options)
+    patient._sleep_for_retry = relent
     answer = await patient.completions.create(model=BASE, prompt="a", max_tokens=1)
     assert answer.choices[0].text == " 0.0"
 
 
-def _after_first(relent, prepare):
-    calls = 0
-
-    async def wrapped(options):
-        nonlocal calls
-        calls += 1
-        if calls > 1:
-            await relent()
-        return await prepare(options)
-
-    return wrapped
-
-
 async def test_an_error_in_mid_stream_is_the_last_event(server) -> None:
-    from openlora_engine.request import FinishReason, TokenEvent
-
     async def script(request):
         yield TokenEvent(request.request_id, 0, (300,), "so far")
         error = EngineError(Code.OUT_OF_MEMORY, "the step ran out of memory: send a shorter prompt")
@@ -332,27 +314,3 @@ async def test_stop_reason_and_empty_texts(server) -> None:
     server.backend.script = texts("", "a", "", "b")
     stream = await server.openai.completions.create(model=BASE, prompt="a", stream=True)
     assert "".join([chunk.choices[0].text async for chunk in stream]) == "ab"
-
-
-@pytest.mark.slow
-async def test_500_concurrent_requests(server) -> None:
-    limits = httpx2.Limits(max_connections=500)
-    async with (
-        httpx2.AsyncClient(limits=limits, timeout=60) as http,
-        AsyncOpenAI(base_url=f"{server.address}/v1", api_key="-", max_retries=0, http_client=http) as client,
-    ):
-
-        async def ask(number: int) -> None:
-            made = await client.completions.create(
-                model=BASE, prompt=f"number {number}", max_tokens=4, stream=number % 2 == 0, user=str(number)
-            )
-            if number % 2 == 0:
-                text = "".join([chunk.choices[0].text async for chunk in made])
-            else:
-                text = made.choices[0].text
-            assert text == " 0.0 0.1 0.2 0.3"
-
-        async with asyncio.TaskGroup() as group:
-            for number in range(500):
-                group.create_task(ask(number))
-    assert {request.tenant for request in server.backend.requests} == {str(number) for number in range(500)}
