@@ -43,6 +43,7 @@ NOUNS = (
     Noun("contracts", "Deploy the contracts and check a deployment."),
     Noun("db", "Check and back up the journal."),
     Noun("devnet", "Run a development chain on this machine."),
+    Noun("engine", "Serve LoRA adapters over one base model, without a node."),
     Noun("keys", "Make, import, export and guard key files."),
     Noun("tx", "Look at the chain transactions under way and steer them."),
 )
