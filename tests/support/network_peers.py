@@ -27,6 +27,10 @@ class Registry:
         """The node id registered for an address."""
         return self.nodes.get(address)
 
+    def key_of(self, node: bytes) -> bytes | None:
+        """The address registered for a node id."""
+        return next((address for address, known in self.nodes.items() if known == node), None)
+
     def endpoints(self) -> tuple[str, ...]:
         """What is published on chain."""
         return self.published

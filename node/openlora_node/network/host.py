@@ -38,6 +38,7 @@ from . import patches
 from .buckets import Allowance, Buckets
 from .identity import Peer, RegistryView, identify, key_pair, parse_peer_id
 from .scores import Fault, Scores
+from .services import running
 from .stream import BROKEN, FramedStream, M
 
 MAX_ADDRESSES_DIALLED = 8
@@ -239,7 +240,6 @@ class Host:
 
     async def _dial(self, peer: ID, addresses: Sequence[str]) -> None:
         """libp2p's own dial tries one TCP address a peer, and none for a minute after a failure."""
-        self._swarm.unblock_peer(peer)
         for text in addresses[:MAX_ADDRESSES_DIALLED]:
             with trio.move_on_after(self._options.dial_timeout):
                 try:
@@ -334,7 +334,8 @@ async def open_host(secret: bytes, options: HostOptions, registry: RegistryView)
     swarm.set_resource_manager(None)  # it loses count of cancelled handshakes; the bounds here are the host's own
     swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it dials on its own
     host = Host(inner, options, registry)
-    async with inner.run(listen):
+    async with running(swarm):
+        await swarm.listen(*listen)
         if len(host.addresses()) < len(listen):
             raise OpenLoraError(ErrorCode.CONFIG_INVALID, "a network.listen address cannot be listened on")
         async with trio.open_nursery() as nursery:

@@ -28,6 +28,10 @@ class RegistryView(Protocol):
         """The node id whose current key has this address; None when no registered node has it."""
         ...
 
+    def key_of(self, node: bytes) -> bytes | None:
+        """The address of a node's current key; None for a node that is not registered."""
+        ...
+
     def endpoints(self) -> tuple[str, ...]:
         """Dialable multiaddrs, with peer ids, that registered nodes published on chain."""
         ...

@@ -4,16 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import trio
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.messages import ErrorReply, StreamProtocol
+from .advertising import Advertising, AdvertOptions, open_advertising
+from .adverts import Advert, OwnState
 from .bridge import Bridge, BridgeState
+from .filters import AdapterFilter
 from .host import Host, HostOptions, open_host
 from .identity import Peer, RegistryView
 from .session import Session
@@ -22,6 +27,14 @@ from .stream import FramedStream, M
 MAX_WAITING_SESSIONS = 64
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Life:
+    """What runs in the network's thread, from one start of the host to its end."""
+
+    host: Host
+    advertising: Advertising
 
 
 class Network:
@@ -33,14 +46,18 @@ class Network:
         options: HostOptions,
         registry: RegistryView,
         *,
+        adverts: AdvertOptions,
         serves: Sequence[StreamProtocol[Any]] = (),
         max_waiting: int = MAX_WAITING_SESSIONS,
     ) -> None:
-        """`secret` is the node key's, 32 bytes; `serves` the stream protocols whose sessions go to `inbound`."""
+        """`secret`: the node key's 32 bytes; `adverts`: who signs ours; `serves`: whose sessions go to `inbound`."""
         self._secret = secret
         self._options = options
         self._registry = registry
+        self._adverts = adverts
         self._serves = serves
+        self._state = OwnState()
+        self._followed: set[bytes] = set()
         self._max_waiting = max_waiting
         self._waiting = 0
         self._sessions: weakref.WeakSet[Session[Any]] = weakref.WeakSet()
@@ -84,15 +101,52 @@ class Network:
 
     async def connect(self, peer: str, addresses: Sequence[str] = ()) -> Peer:
         """A connection to a peer. Raises NODE_LOST when no address answers as this peer."""
-        return await self._bridge.call(lambda host: host.connect(peer, addresses))
+        return await self._bridge.call(lambda life: life.host.connect(peer, addresses))
 
     async def disconnect(self, peer: str) -> None:
         """Close all connections to a peer."""
-        self._bridge.post(lambda host: host.drop(peer))
+        self._bridge.post(lambda life: life.host.drop(peer))
 
     async def open(self, peer: str, protocol: StreamProtocol[M], *, node: bytes | None = None) -> Session[M]:
         """A session with a connected peer. With `node`, the peer must be that node by the registry: else WRONG_NODE."""
-        return await self._bridge.call(lambda host: self._open(host, peer, protocol, node), discard=_abort)
+        return await self._bridge.call(lambda life: self._open(life.host, peer, protocol, node), discard=_abort)
+
+    def advertise(self, state: OwnState) -> None:
+        """What this node says of itself from now on, restarts included."""
+        self._state = state
+        self._bridge.post(lambda life: life.advertising.update(state))
+
+    async def follow(self, base: bytes) -> None:
+        """Hear the adverts of a base model's nodes from now on, restarts included."""
+        self._followed.add(base)
+        await self._bridge.call(lambda life: life.advertising.follow(base))
+
+    async def nodes(self, base: bytes) -> tuple[Advert, ...]:
+        """The newest adverts of nodes that serve a base model now."""
+
+        async def live(life: Life) -> tuple[Advert, ...]:
+            return life.advertising.table.live(base, time.time())
+
+        return await self._bridge.call(live)
+
+    async def filter_of(self, node: bytes) -> AdapterFilter | None:
+        """The adapters of a connected node, compactly; None when it has none. Raises NODE_LOST, NOT_FOUND."""
+        return await self._bridge.call(lambda life: life.advertising.filter_of(node))
+
+    async def adapters_of(self, peer: str) -> tuple[bytes, ...]:
+        """The exact list of a connected node's adapters, ascending. Raises NODE_LOST, MALFORMED."""
+        return await self._bridge.call(lambda life: life.advertising.adapters_of(peer))
+
+    async def connect_node(self, node: bytes) -> Peer:
+        """A connection to a node by what it advertised. Raises NOT_FOUND for one that is not known, NODE_LOST."""
+
+        async def connect(life: Life) -> Peer:
+            advert = life.advertising.table.get(node)
+            if advert is None:
+                raise OpenLoraError(ErrorCode.NOT_FOUND, "no advert of this node is known")
+            return await life.host.connect(advert.peer, advert.value.addresses)
+
+        return await self._bridge.call(connect)
 
     async def _open(self, host: Host, peer: str, protocol: StreamProtocol[M], node: bytes | None) -> Session[M]:
         stream = await host.open(peer, protocol)
@@ -107,12 +161,18 @@ class Network:
         return session
 
     @asynccontextmanager
-    async def _body(self) -> AsyncIterator[Host]:
+    async def _body(self) -> AsyncIterator[Life]:
         """In the network's thread: what a life of the host consists of."""
-        async with open_host(self._secret, self._options, self._registry) as host:
+        async with (
+            open_host(self._secret, self._options, self._registry) as host,
+            open_advertising(host, self._adverts, self._registry) as advertising,
+        ):
             for protocol in self._serves:
                 host.serve(protocol, self._serve)
-            yield host
+            for base in list(self._followed):
+                await advertising.follow(base)
+            advertising.update(self._state)
+            yield Life(host, advertising)
 
     async def _serve(self, stream: FramedStream[Any]) -> None:
         """In the network's thread: hand an inbound stream to the daemon, or refuse it when too many wait."""
@@ -133,7 +193,7 @@ class Network:
         self._bridge.post(self._accepted)
         return session
 
-    def _accepted(self, _host: Host) -> None:
+    def _accepted(self, _life: Life) -> None:
         self._waiting -= 1
 
     def _changed(self, state: BridgeState) -> None:
@@ -148,16 +208,16 @@ class Network:
                     return
 
 
-async def _identity(host: Host) -> str:
-    return host.id
+async def _identity(life: Life) -> str:
+    return life.host.id
 
 
-async def _addresses(host: Host) -> tuple[str, ...]:
-    return tuple(f"{address}/p2p/{host.id}" for address in host.addresses())
+async def _addresses(life: Life) -> tuple[str, ...]:
+    return tuple(f"{address}/p2p/{life.host.id}" for address in life.host.addresses())
 
 
-async def _peers(host: Host) -> tuple[Peer, ...]:
-    return host.peers()
+async def _peers(life: Life) -> tuple[Peer, ...]:
+    return life.host.peers()
 
 
 def _abort(session: Session[Any]) -> None:

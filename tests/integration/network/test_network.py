@@ -12,18 +12,23 @@ from typing import Any
 import pytest
 import trio
 
-from openlora_node.network.host import Host
-from openlora_node.network.service import Network
+from openlora_node.network.advertising import AdvertOptions
+from openlora_node.network.bridge import BridgeState
+from openlora_node.network.service import Life, Network
 from openlora_node.network.session import Session
+from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.messages import ADVERT, INFER, Cancel, Filter, GetAdverts, Message, Tokens
+from support.network_adverts import BASE, DOMAIN, ONLINE, adapter
 from support.network_peers import QUICK, Registry, fresh_secret
 
-SERVES = (INFER, ADVERT)
+SERVES = (INFER, ADVERT)  # ADVERT here is the test's own
 
 
 def network(registry: Registry | None = None, secret: bytes | None = None, **options: Any) -> Network:
-    return Network(secret or fresh_secret(), QUICK, registry or Registry(), serves=SERVES, **options)
+    return Network(
+        secret or fresh_secret(), QUICK, registry or Registry(), adverts=AdvertOptions(DOMAIN), serves=SERVES, **options
+    )
 
 
 @asynccontextmanager
@@ -175,8 +180,8 @@ async def test_bad_bytes_end_the_session_and_cost_the_sender() -> None:
         assert error.value.code is ErrorCode.MALFORMED
         peer = await a.peer_id()
 
-        async def points(host: Host) -> float:
-            return host.scores.points(peer, trio.current_time())
+        async def points(life: Life) -> float:
+            return life.host.scores.points(peer, trio.current_time())
 
         async with asyncio.timeout(5):
             while await b._bridge.call(points) < 15:
@@ -243,8 +248,9 @@ async def test_cancelling_an_open_leaves_no_stream() -> None:
                     while True:
                         (await a.open(peer, INFER)).abort()
 
-        async def streams(host: Host) -> int:
-            return sum(len(c.get_streams()) for cs in host._swarm.connections.values() for c in cs)
+        async def streams(life: Life) -> int:
+            every = [s for cs in life.host._swarm.connections.values() for c in cs for s in c.get_streams()]
+            return sum(stream.get_protocol() in (None, INFER.id) for stream in every)
 
         async with asyncio.timeout(5):
             while await a._bridge.call(streams):
@@ -255,7 +261,45 @@ async def test_cancelling_an_open_leaves_no_stream() -> None:
 async def test_a_second_node_on_the_port_is_refused_at_start() -> None:
     async with pair() as (a, _):
         address = (await a.addresses())[0].partition("/p2p/")[0]
-        other = Network(fresh_secret(), replace(QUICK, listen=(address,)), Registry())
+        other = Network(fresh_secret(), replace(QUICK, listen=(address,)), Registry(), adverts=AdvertOptions(DOMAIN))
         with pytest.raises(OpenLoraError) as error:
             await other.start()
         assert error.value.code is ErrorCode.CONFIG_INVALID
+
+
+async def test_what_a_node_says_reaches_others_and_survives_a_crash_of_its_network() -> None:
+    registry, secret = Registry(), fresh_secret()
+    node = registry.register(secret)
+    ours = AdvertOptions(DOMAIN, node=node, key=LocalSigner(secret), debounce=0.05)
+    b = Network(secret, QUICK, registry, adverts=ours)
+    a = Network(fresh_secret(), QUICK, registry, adverts=AdvertOptions(DOMAIN, reconcile=0.2))
+    b.advertise(replace(ONLINE, adapters=frozenset({adapter(1)})))
+    async with pair(a, b):
+        await a.follow(BASE)
+
+        async def known() -> int:
+            while not (adverts := await a.nodes(BASE)):
+                await asyncio.sleep(0.02)
+            assert adverts[0].node == node
+            assert adverts[0].peer == await b.peer_id()
+            return adverts[0].value.seq
+
+        first = await known()
+        found = await a.filter_of(node)
+        assert found is not None
+        assert adapter(1) in found
+        assert await a.adapters_of(await b.peer_id()) == (adapter(1),)
+
+        async def bug() -> None:
+            raise RuntimeError("in a system task")
+
+        b._bridge.post(lambda _: trio.lowlevel.spawn_system_task(bug))
+        while b.restarts == 0 or b.state is not BridgeState.RUNNING:
+            await asyncio.sleep(0.02)
+        await a.connect(await b.peer_id(), await b.addresses())
+        while await known() == first:
+            await asyncio.sleep(0.05)
+        with pytest.raises(OpenLoraError) as error:
+            await a.connect_node(b"\x09" * 32)
+        assert error.value.code is ErrorCode.NOT_FOUND
+        assert (await a.connect_node(node)).node == node
