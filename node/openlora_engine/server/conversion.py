@@ -60,7 +60,7 @@ def target(body: GenerationBody, model: ModelCard) -> Target:
         raise EngineError(Code.BAD_REQUEST, f"{name} needs adapters: name them, or leave it out", param=name)
     options = MixOptions(**msgspec.structs.asdict(body.adapter_options)) if body.adapter_options else MixOptions()
     named = ((adapter, 1.0),) if adapter is not None else adapters
-    return Target(base or body.model, named, body.adapter_method or DEFAULT_METHOD, options)
+    return Target(body.model if base is None else model.names[0], named, body.adapter_method or DEFAULT_METHOD, options)
 
 
 def split_model(name: str, model: ModelCard) -> tuple[str | None, str | None]:

@@ -41,5 +41,7 @@ async def detokenize(call: Call) -> web.StreamResponse:
 async def _check_model(call: Call, name: str | None) -> None:
     """All models of an engine share one tokenizer; a name that is none of theirs is still an error."""
     if name is not None:
-        base, adapter = split_model(name, call.backend.model)
-        await call.backend.resolve(adapter or base or name, (), DEFAULT_METHOD, MixOptions())
+        model = call.backend.model
+        base, adapter = split_model(name, model)
+        asked = adapter or (name if base is None else model.names[0])
+        await call.backend.resolve(asked, (), DEFAULT_METHOD, MixOptions())

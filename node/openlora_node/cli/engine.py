@@ -32,9 +32,7 @@ class Engine(TyperGroup):
 
     def invoke(self, ctx: Any) -> int:
         """Become the engine: signals and the exit code are its own from here on."""
-        if {"-h", "--help"} & set(ctx.args):
-            return _explain()
-        _become(ctx.args)
+        return _explain() if {"-h", "--help"} & set(ctx.args) else _become(ctx.args)
 
 
 def _become(arguments: Sequence[str]) -> NoReturn:

@@ -127,6 +127,12 @@ def test_targets() -> None:
     assert mixed.options == MixOptions(svd_rank=4, majority_sign_method="total")
 
 
+@pytest.mark.parametrize("name", [BASE, ALIAS, MODEL.digest])
+def test_every_name_of_the_base_is_resolved_as_its_first(name: str) -> None:
+    assert target(completion(model=name), MODEL).model == BASE
+    assert target(completion(model=f"{name}+sql"), MODEL).model == BASE
+
+
 def test_a_base_named_twice_is_no_adapter() -> None:
     odd = ModelCard(("a", "a+b"), MODEL.digest, 16, 16, 0)
     assert split_model("a+b", odd) == ("a+b", None)
