@@ -123,11 +123,11 @@ class AdapterFolder:
             yield OpenFile(file)
 
     def _regular(self, name: str, max_bytes: int) -> FileIO:
-        file = FileIO(_open(name, _FILE, self._descriptor, name), "rb")
-        found = os.fstat(file.fileno())
+        descriptor = _open(name, _FILE, self._descriptor, name)
+        found = os.fstat(descriptor)
         if stat.S_ISREG(found.st_mode) and found.st_size <= max_bytes:
-            return file
-        file.close()
+            return FileIO(descriptor, "rb")
+        os.close(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise invalid(f"{name} is not a regular file")
         raise _too_large(name, max_bytes)

@@ -73,7 +73,8 @@ class _NoRoom(Exception):
 class AdapterLoader:
     """The host tier as the scheduler sees it (`scheduling.slots.HostTier`), and what pins and mixes need of it.
 
-    Thread-safe. When a load ended, `wake` is called on the loader's thread; `take_completed` tells which.
+    Thread-safe. The workers are their owner's to close. When a load ended, `wake` is called on the worker's thread;
+    `take_completed` tells which.
     """
 
     def __init__(
@@ -82,6 +83,7 @@ class AdapterLoader:
         cache: HostCache,
         registry: AdapterRegistry,
         disk: Worker,
+        mixer: Worker,
         observer: LoadObserver,
         wake: Callable[[], None] = lambda: None,
     ) -> None:
@@ -97,13 +99,9 @@ class AdapterLoader:
         self._pins: set[str] = set()
         self._completed: list[_Job] = []
         self._disk = disk
-        self._mixer = Worker("adapter-mixer")
+        self._mixer = mixer
         self.num_hits = 0
         self.num_misses = 0
-
-    def close(self) -> None:
-        """Finish the mix under way, drop the others. The disk's worker is its owner's to close."""
-        self._mixer.close()
 
     # scheduling.slots.HostTier
 

@@ -74,16 +74,17 @@ class AdapterManager:
         self._registry = AdapterRegistry(self._root, now)
         self._cache = HostCache(host_cache)
         self._disk = Worker("adapter-loader")
+        self._mixer = Worker("adapter-mixer")
         self._identifier = Identifier(storage, self._disk)
-        self.host = AdapterLoader(storage, self._cache, self._registry, self._disk, observer, wake)
+        self.host = AdapterLoader(storage, self._cache, self._registry, self._disk, self._mixer, observer, wake)
         self.slots: DeviceSlots = device_slots(tables, self._cache, observer, storage)
         self._registry.scan()
 
     def close(self) -> None:
         """Finish what is being read, drop the rest."""
         self._disk.close()
+        self._mixer.close()
         self._identifier.close()
-        self.host.close()
 
     def lookup(self, name: str) -> str | None:
         """The digest of a name or digest, if telling it takes no reading; None if it does. Raises as `resolve`."""
