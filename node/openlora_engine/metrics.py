@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 
 from .request import FinishReason, Timings
@@ -59,10 +59,12 @@ class EngineMetrics:
     """All metrics of one engine process, in a registry of their own. Recording is thread-safe."""
 
     def __init__(self, model_name: str, prefix: str = "openlora") -> None:
+        # Else a time stamp stands beside every counter, which nobody reads.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
         self._registry = CollectorRegistry()
         self._model = {"model_name": model_name}
         self._prefix = prefix
-        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens of finished requests.")
+        self._prompt_tokens = self._counter("prompt_tokens", "Prompt tokens evaluated or found in the cache.")
         self._generation_tokens = self._counter("generation_tokens", "Tokens generated.")
         self._success = self._counter("request_success", "Choices that ended, by reason.", "finished_reason")
         self._errors = self._counter("request_errors", "Requests answered with an error, by code.", "code")
@@ -108,11 +110,14 @@ class EngineMetrics:
         if timings.adapter_tier != "base":
             self._adapter_wait.labels(**self._model, tier=timings.adapter_tier).observe(timings.adapter_wait_s)
 
-    def request_finished(self, seconds: float, prompt_tokens: int) -> None:
-        """All choices of a prompt ended, `seconds` after its request arrived."""
-        self._e2e.labels(**self._model).observe(seconds)
+    def prompt_computed(self, prompt_tokens: int) -> None:
+        """A prompt was evaluated to its end."""
         self._prompt_tokens.labels(**self._model).inc(prompt_tokens)
         self._request_prompt.labels(**self._model).observe(prompt_tokens)
+
+    def request_finished(self, seconds: float) -> None:
+        """All choices of a prompt ended well, `seconds` after its request arrived."""
+        self._e2e.labels(**self._model).observe(seconds)
 
     def request_failed(self, code: str) -> None:
         """A request was answered with an error."""

@@ -14,7 +14,7 @@ from .generation import Generation
 from .reply import json_reply
 from .requests import ChatBody, CompletionBody, GenerationBody
 from .shape import Envelope, Shape
-from .sse import EventStream
+from .sse import SseResponse
 
 
 async def chat_completions(call: Call) -> web.StreamResponse:
@@ -83,6 +83,6 @@ def _generation(call: Call, body: GenerationBody, adapter: str | None, prompts: 
 async def _respond(call: Call, generation: Generation, *, streams: bool) -> web.StreamResponse:
     if not streams:
         return json_reply(await generation.whole())
-    events = EventStream(call.request, call.id, call.services.config.stall_timeout_s)
+    events = SseResponse(call.request, call.id, call.services.config.stall_timeout_s)
     await generation.stream(events)
     return events.response

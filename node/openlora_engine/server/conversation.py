@@ -79,11 +79,15 @@ def _text(message: Message, place: str) -> str:
         raise EngineError(Code.BAD_REQUEST, f"{place}.content is missing: send text", param="messages")
     texts = []
     for number, part in enumerate(content):
-        if part.type not in ("text", "refusal"):
+        if part.type != "text":
             raise EngineError(
                 Code.UNSUPPORTED, f"{place}.content[{number}].type must be text: only text is served", param="messages"
             )
-        texts.append(part.text or "")
+        if part.text is None:
+            raise EngineError(
+                Code.BAD_REQUEST, f"{place}.content[{number}].text is missing: send text", param="messages"
+            )
+        texts.append(part.text)
     return "".join(texts)
 
 

@@ -19,7 +19,7 @@ from .recorder import Recorder
 from .reply import fault
 from .responses import Usage
 from .shape import Envelope, Shape
-from .sse import EventStream
+from .sse import SseResponse
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +57,7 @@ class Generation:
             tally.add(piece)
         return self.shape.whole(pieces, tally.usage)
 
-    async def stream(self, to: EventStream) -> None:
+    async def stream(self, to: SseResponse) -> None:
         """Everything as events. Raises a failure that comes before the first; a later one is the last event.
 
         What lies ready when the client has room goes out as one event a choice: a slow reader gets fewer, larger ones.
@@ -82,7 +82,7 @@ class Generation:
             await to.send(self.shape.usage_chunk(tally.usage))
         await to.done()
 
-    async def _send(self, pieces: Sequence[Piece], tally: Tally, to: EventStream) -> None:
+    async def _send(self, pieces: Sequence[Piece], tally: Tally, to: SseResponse) -> None:
         chunks = []
         for piece in pieces:
             tally.add(piece)
@@ -91,7 +91,7 @@ class Generation:
         if chunks:
             await to.send(*chunks)
 
-    async def _break_off(self, error: Exception, to: EventStream) -> None:
+    async def _break_off(self, error: Exception, to: SseResponse) -> None:
         """Tell of a failure that came when the status line was long gone."""
         if not isinstance(error, EngineError):
             log.error("a fault in the stream of %s", self.envelope.id, exc_info=error)

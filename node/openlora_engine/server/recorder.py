@@ -28,6 +28,8 @@ class Recorder:
         self._last: dict[int, float] = {}
         self._running = dict.fromkeys(range(n), 0)
         """Choices that have not ended, with their tokens so far."""
+        self._prompt_counted = False
+        self._failed = False
 
     def saw(self, events: Sequence[TokenEvent]) -> None:
         """These events came at once."""
@@ -37,16 +39,30 @@ class Recorder:
             if event.token_ids:
                 self._saw_tokens(event, now, lagging=event.index in lagging)
             if event.finish_reason is not None and self._running.pop(event.index, None) is not None:
-                self._metrics.choice_finished(event.finish_reason, event.num_output_tokens, event.timings)
+                self._saw_end(event, event.finish_reason)
 
     def close(self) -> None:
         """Nobody reads on: what has not ended was cancelled."""
+        if not self._running and not self._failed:
+            self._metrics.request_finished(self._clock() - self._arrived)
         for tokens in self._running.values():
             self._metrics.choice_finished(FinishReason.CANCELLED, tokens, None)
         self._running.clear()
-        self._metrics.request_finished(self._clock() - self._arrived, self._num_prompt_tokens)
+
+    def _saw_end(self, event: TokenEvent, reason: FinishReason) -> None:
+        self._metrics.choice_finished(reason, event.num_output_tokens, event.timings)
+        if reason in (FinishReason.STOP, FinishReason.LENGTH):
+            self._saw_prompt()
+        else:
+            self._failed = True
+
+    def _saw_prompt(self) -> None:
+        if not self._prompt_counted:
+            self._prompt_counted = True
+            self._metrics.prompt_computed(self._num_prompt_tokens)
 
     def _saw_tokens(self, event: TokenEvent, now: float, *, lagging: bool) -> None:
+        self._saw_prompt()
         if event.index in self._running:
             self._running[event.index] += len(event.token_ids)
         if event.index not in self._last:

@@ -21,7 +21,7 @@ WRITE_BUFFER = 32 << 10
 """Bytes held here for a client that lags, beside what the kernel holds; beyond it `send` waits."""
 
 
-class EventStream:
+class SseResponse:
     """The events of one response. `send` may be awaited by one task at a time.
 
     Nothing is sent before the first event: a request that fails earlier is answered with its proper status.

@@ -36,7 +36,8 @@ def samples(prefix: str = "openlora") -> dict[tuple[str, tuple[str, ...]], float
     metrics.next_tokens(0.4, 2)
     metrics.choice_finished(FinishReason.LENGTH, 12, Timings(0.1, 0.05, "disk", 0.2, 0.3, 4, 0))
     metrics.choice_finished(FinishReason.STOP, 3, Timings(0.1, 0.0, "base", 0.2, 0.3, 4, 0))
-    metrics.request_finished(0.7, 20)
+    metrics.prompt_computed(20)
+    metrics.request_finished(0.7)
     metrics.request_failed("BUSY")
     metrics.adapter_loaded("disk", 0.02)
     metrics.adapter_load_failed("ADAPTER_INVALID")
@@ -105,6 +106,10 @@ def test_the_gateways_adapter_metric_is_vllms() -> None:
     [(labels, value)] = found.items()
     assert labels == ("4", 'law,odd"name', "sql")
     assert value > 1_600_000_000
+
+
+def test_no_series_tells_when_it_began() -> None:
+    assert not [name for name, _ in samples() if name.endswith("_created")]
 
 
 def test_another_prefix_renames_everything() -> None:

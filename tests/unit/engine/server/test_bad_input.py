@@ -8,6 +8,7 @@ import json
 import pytest
 
 from openlora_engine.errors import Code
+from openlora_engine.server import connection
 from openlora_engine.server.options import ServerConfig
 from openlora_engine.server.prompts import Prompts
 from openlora_engine.server.serve import serving
@@ -137,6 +138,12 @@ async def test_completion_fields(server, fields: dict, code: Code, param: str | 
         ({"messages": "hello"}, Code.BAD_REQUEST, "messages", "expected `array`"),
         ({"messages": [{"content": "a"}]}, Code.BAD_REQUEST, "messages", "missing required field `role`"),
         ({"messages": [{"role": "user"}]}, Code.BAD_REQUEST, "messages", "messages[0].content is missing"),
+        (
+            {"messages": [{"role": "user", "content": [{"type": "text"}]}]},
+            Code.BAD_REQUEST,
+            "messages",
+            "messages[0].content[0].text is missing",
+        ),
         ({"messages": [{"role": "tool", "content": "a"}]}, Code.UNSUPPORTED, "messages", "must be one of system"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]}]},
@@ -232,6 +239,14 @@ async def test_a_body_that_does_not_come_times_out(server) -> None:
     async with connected(server.address) as wire:
         await wire.send(post(CHAT, b"{}")[:-1])
         check(await wire.answer(), Code.REQUEST_TIMEOUT, "within 0.05 s")
+
+
+async def test_headers_that_do_not_come_end_the_connection(server, monkeypatch) -> None:
+    monkeypatch.setattr(connection, "KEEPALIVE_S", 0.05)
+    for part in (b"", b"GET /health HTTP/1.1\r\nHost: local"):
+        async with connected(server.address) as wire:
+            await wire.send(part)
+            assert await wire.reader.read() == b""
 
 
 async def test_compressed_bodies_are_refused(server) -> None:

@@ -84,3 +84,13 @@ def test_who_leaves_counts_as_cancelled_with_the_tokens_so_far() -> None:
     assert world.value("request_success_total", finished_reason="stop") == 1
     assert world.value("request_success_total", finished_reason="cancelled") == 1
     assert world.value("generation_tokens_total") == 3
+    assert world.value("prompt_tokens_total") == 7
+    assert world.value("e2e_request_latency_seconds_count") == 0
+
+
+def test_what_failed_before_its_first_token_computed_no_prompt() -> None:
+    world = World()
+    world.saw(1.0, TokenEvent("r", 0, finish_reason=FinishReason.ERROR))
+    world.recorder.close()
+    assert world.value("request_success_total", finished_reason="error") == 1
+    assert world.value("prompt_tokens_total") == world.value("e2e_request_latency_seconds_count") == 0
