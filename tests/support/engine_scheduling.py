@@ -38,6 +38,15 @@ def reference(seq: Sequence) -> list[int]:
     return output
 
 
+def talkative(length: int, num_tokens: int, *, first: int = 2, adapter: str | None = None) -> list[int]:
+    """A prompt to which the model answers with at least `num_tokens` tokens before it ends."""
+    while True:
+        prompt = [first, *range(100, 99 + length)]
+        if len(reference(Sequence("x/0", "x", prompt, length, num_tokens, adapter=adapter))) == num_tokens:
+            return prompt
+        first += 1
+
+
 class FakeHost:
     """Host memory for `capacity` adapters; loads finish when the test says so, in order.
 
