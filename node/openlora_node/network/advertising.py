@@ -11,7 +11,7 @@ import time
 from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import trio
@@ -223,6 +223,32 @@ class Advertising:
             assert self._gossip is not None
             await self._gossip.publish(topic_of(base), advert.packed)
         return advert
+
+    def record(self, lifetime_s: int) -> Advert | None:
+        """This node's record for the directory: how to reach it, for longer than an advert lives; None without bases.
+
+        It calls the node JOINING and is older than the newest advert: shown as an advert it revives nobody.
+        """
+        options, own = self._options, self._own
+        if options.node is None or options.key is None or not own.base_models or not self._seq:
+            return None
+        state = replace(own, state=NodeState.JOINING, adapters=frozenset())
+        signed = make_advert(
+            options.node,
+            state,
+            ZERO32,
+            seq=self._seq - 1,
+            now=int(self._clock()),
+            lifetime_s=lifetime_s,
+            domain=options.domain,
+            key=options.key,
+        )
+        return Advert(signed.value, signed.pack(), self._host.id)
+
+    @property
+    def bases(self) -> tuple[bytes, ...]:
+        """Base models that this node serves."""
+        return self._own.base_models if self._options.node is not None else ()
 
     async def run(self) -> None:
         """Send adverts, regularly and on change; forget expired ones. Until cancelled."""

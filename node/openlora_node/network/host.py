@@ -57,6 +57,8 @@ class HostOptions:
     """What the host is told. Times in seconds."""
 
     listen: tuple[str, ...] = ("/ip4/0.0.0.0/tcp/4001",)
+    announce: tuple[str, ...] = ()
+    """Addresses told to others; empty: where the host listens and what peers observe."""
     max_connections: int = 256
     deny: tuple[str, ...] = ()
     """IP addresses and networks (CIDR) that may not connect and are not dialled."""
@@ -195,6 +197,8 @@ class Host:
         """Close all connections at once. Half a second is enough: peers notice an end without farewell too."""
         with trio.move_on_after(0.5):
             async with trio.open_nursery() as nursery:
+                for listener in self._swarm.listeners.values():  # its task outlives the swarm
+                    nursery.start_soon(_quietly, listener.close)
                 for connection in [c for connections in self._swarm.connections.values() for c in connections]:
                     muxer = cast(Yamux, connection.muxed_conn)
                     muxer.event_shutting_down.set()
@@ -314,6 +318,7 @@ async def open_host(secret: bytes, options: HostOptions, registry: RegistryView)
         sec_opt={NOISE_ID: Noise(keys, noise_privkey=new_noise_key().private_key)},
         muxer_opt={TProtocol(YAMUX_ID): Yamux},
         negotiate_timeout=patience,
+        announce_addrs=[Multiaddr(address) for address in options.announce] or None,
         connection_config=ConnectionConfig(
             max_connections=most,
             high_watermark=most,

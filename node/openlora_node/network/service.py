@@ -17,7 +17,9 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.messages import ErrorReply, StreamProtocol
 from .advertising import Advertising, AdvertOptions, open_advertising
 from .adverts import Advert, OwnState
+from .announcing import Announcer
 from .bridge import Bridge, BridgeState
+from .directory import Directory, DirectoryOptions, open_directory
 from .filters import AdapterFilter
 from .host import Host, HostOptions, open_host
 from .identity import Peer, RegistryView
@@ -35,6 +37,8 @@ class Life:
 
     host: Host
     advertising: Advertising
+    directory: Directory
+    announcer: Announcer
 
 
 class Network:
@@ -47,6 +51,7 @@ class Network:
         registry: RegistryView,
         *,
         adverts: AdvertOptions,
+        directory: DirectoryOptions,
         serves: Sequence[StreamProtocol[Any]] = (),
         max_waiting: int = MAX_WAITING_SESSIONS,
     ) -> None:
@@ -55,6 +60,7 @@ class Network:
         self._options = options
         self._registry = registry
         self._adverts = adverts
+        self._directory = directory
         self._serves = serves
         self._state = OwnState()
         self._followed: set[bytes] = set()
@@ -119,7 +125,12 @@ class Network:
     async def follow(self, base: bytes) -> None:
         """Hear the adverts of a base model's nodes from now on, restarts included."""
         self._followed.add(base)
-        await self._bridge.call(lambda life: life.advertising.follow(base))
+
+        async def follow(life: Life) -> None:
+            await life.advertising.follow(base)
+            life.announcer.followed.add(base)
+
+        await self._bridge.call(follow)
 
     async def nodes(self, base: bytes) -> tuple[Advert, ...]:
         """The newest adverts of nodes that serve a base model now."""
@@ -138,15 +149,27 @@ class Network:
         return await self._bridge.call(lambda life: life.advertising.adapters_of(peer))
 
     async def connect_node(self, node: bytes) -> Peer:
-        """A connection to a node by what it advertised. Raises NOT_FOUND for one that is not known, NODE_LOST."""
+        """A connection to a node, by its advert or its record in the directory. Raises NOT_FOUND, NODE_LOST."""
 
         async def connect(life: Life) -> Peer:
-            advert = life.advertising.table.get(node)
-            if advert is None:
-                raise OpenLoraError(ErrorCode.NOT_FOUND, "no advert of this node is known")
-            return await life.host.connect(advert.peer, advert.value.addresses)
+            known = life.advertising.table.get(node) or await life.directory.record(node)
+            if known is None:
+                raise OpenLoraError(ErrorCode.NOT_FOUND, "neither peers nor the directory know this node")
+            return await life.host.connect(known.peer, known.value.addresses)
 
         return await self._bridge.call(connect)
+
+    async def find(self, base: bytes) -> int:
+        """Look in the directory for nodes of a base model and connect to them; how many are connected then."""
+        return await self._bridge.call(lambda life: life.directory.find(base))
+
+    async def is_degraded(self) -> bool:
+        """Whether no peer is connected yet: the network keeps looking by itself."""
+
+        async def degraded(life: Life) -> bool:
+            return life.directory.degraded
+
+        return await self._bridge.call(degraded)
 
     async def _open(self, host: Host, peer: str, protocol: StreamProtocol[M], node: bytes | None) -> Session[M]:
         stream = await host.open(peer, protocol)
@@ -166,13 +189,17 @@ class Network:
         async with (
             open_host(self._secret, self._options, self._registry) as host,
             open_advertising(host, self._adverts, self._registry) as advertising,
+            open_directory(host, self._directory, self._registry) as directory,
         ):
+            announcer = Announcer(advertising, directory)
             for protocol in self._serves:
                 host.serve(protocol, self._serve)
             for base in list(self._followed):
                 await advertising.follow(base)
+                announcer.followed.add(base)
             advertising.update(self._state)
-            yield Life(host, advertising)
+            host.spawn(announcer.run)
+            yield Life(host, advertising, directory, announcer)
 
     async def _serve(self, stream: FramedStream[Any]) -> None:
         """In the network's thread: hand an inbound stream to the daemon, or refuse it when too many wait."""

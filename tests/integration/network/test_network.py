@@ -12,22 +12,31 @@ from typing import Any
 import pytest
 import trio
 
+from openlora_node.network import directory as directory_module
 from openlora_node.network.advertising import AdvertOptions
 from openlora_node.network.bridge import BridgeState
+from openlora_node.network.directory import DirectoryOptions
 from openlora_node.network.service import Life, Network
 from openlora_node.network.session import Session
 from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
-from openlora_node.protocol.messages import ADVERT, INFER, Cancel, Filter, GetAdverts, Message, Tokens
+from openlora_node.protocol.messages import INFER, Cancel, Message, Tokens
 from support.network_adverts import BASE, DOMAIN, ONLINE, adapter
 from support.network_peers import QUICK, Registry, fresh_secret
 
-SERVES = (INFER, ADVERT)  # ADVERT here is the test's own
+SERVES = (INFER,)
+ALONE = DirectoryOptions(DOMAIN)
 
 
 def network(registry: Registry | None = None, secret: bytes | None = None, **options: Any) -> Network:
     return Network(
-        secret or fresh_secret(), QUICK, registry or Registry(), adverts=AdvertOptions(DOMAIN), serves=SERVES, **options
+        secret or fresh_secret(),
+        QUICK,
+        registry or Registry(),
+        adverts=AdvertOptions(DOMAIN),
+        directory=ALONE,
+        serves=SERVES,
+        **options,
     )
 
 
@@ -103,8 +112,8 @@ async def test_the_registry_decides_whether_a_peer_is_the_node_asked_for() -> No
 @pytest.mark.slow
 async def test_a_slow_owner_holds_the_sender_back_within_bounds() -> None:
     async with pair() as (a, b):
-        out = await a.open(await b.peer_id(), ADVERT)
-        await out.send(GetAdverts())
+        out = await a.open(await b.peer_id(), INFER)
+        await out.send(Cancel(id=1))
         session = await b.accept()
         await receive(session)
         sent = 0
@@ -112,7 +121,7 @@ async def test_a_slow_owner_holds_the_sender_back_within_bounds() -> None:
         async def flood() -> None:
             nonlocal sent
             while True:
-                await session.send(Filter(data=bytes(16_000)))
+                await session.send(Tokens(id=1, start=sent, token_ids=(1,), text=16_000 * "x"))
                 sent += 1
 
         task = asyncio.create_task(flood())
@@ -122,7 +131,7 @@ async def test_a_slow_owner_holds_the_sender_back_within_bounds() -> None:
             await asyncio.sleep(0.5)
         assert 100 < sent < 2500, "two windows of 4 MiB, and what the transport holds"
         for _ in range(sent):
-            assert isinstance(await receive(out), Filter)
+            assert isinstance(await receive(out), Tokens)
         while sent == settled:
             await asyncio.sleep(0.01)
         task.cancel()
@@ -250,7 +259,7 @@ async def test_cancelling_an_open_leaves_no_stream() -> None:
 
         async def streams(life: Life) -> int:
             every = [s for cs in life.host._swarm.connections.values() for c in cs for s in c.get_streams()]
-            return sum(stream.get_protocol() in (None, INFER.id) for stream in every)
+            return sum(stream.get_protocol() == INFER.id for stream in every)
 
         async with asyncio.timeout(5):
             while await a._bridge.call(streams):
@@ -261,7 +270,13 @@ async def test_cancelling_an_open_leaves_no_stream() -> None:
 async def test_a_second_node_on_the_port_is_refused_at_start() -> None:
     async with pair() as (a, _):
         address = (await a.addresses())[0].partition("/p2p/")[0]
-        other = Network(fresh_secret(), replace(QUICK, listen=(address,)), Registry(), adverts=AdvertOptions(DOMAIN))
+        other = Network(
+            fresh_secret(),
+            replace(QUICK, listen=(address,)),
+            Registry(),
+            adverts=AdvertOptions(DOMAIN),
+            directory=ALONE,
+        )
         with pytest.raises(OpenLoraError) as error:
             await other.start()
         assert error.value.code is ErrorCode.CONFIG_INVALID
@@ -271,8 +286,8 @@ async def test_what_a_node_says_reaches_others_and_survives_a_crash_of_its_netwo
     registry, secret = Registry(), fresh_secret()
     node = registry.register(secret)
     ours = AdvertOptions(DOMAIN, node=node, key=LocalSigner(secret), debounce=0.05)
-    b = Network(secret, QUICK, registry, adverts=ours)
-    a = Network(fresh_secret(), QUICK, registry, adverts=AdvertOptions(DOMAIN, reconcile=0.2))
+    b = Network(secret, QUICK, registry, adverts=ours, directory=ALONE)
+    a = Network(fresh_secret(), QUICK, registry, adverts=AdvertOptions(DOMAIN, reconcile=0.2), directory=ALONE)
     b.advertise(replace(ONLINE, adapters=frozenset({adapter(1)})))
     async with pair(a, b):
         await a.follow(BASE)
@@ -303,3 +318,40 @@ async def test_what_a_node_says_reaches_others_and_survives_a_crash_of_its_netwo
             await a.connect_node(b"\x09" * 32)
         assert error.value.code is ErrorCode.NOT_FOUND
         assert (await a.connect_node(node)).node == node
+
+
+@pytest.mark.slow
+async def test_a_gateway_that_knows_one_bootstrap_peer_gets_to_a_node(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(directory_module, "PROVIDE_PACE_S", 0.1)
+    registry, secret = Registry(), fresh_secret()
+    node = registry.register(secret)
+    hub = network(registry)
+    await hub.start()
+    joins = DirectoryOptions(DOMAIN, bootstrap=await hub.addresses(), first_retry=0.1)
+    ours = AdvertOptions(DOMAIN, node=node, key=LocalSigner(secret), debounce=0.05)
+    serving = Network(secret, QUICK, registry, adverts=ours, directory=joins, serves=SERVES)
+    gateway = Network(
+        fresh_secret(),
+        QUICK,
+        registry,
+        adverts=AdvertOptions(DOMAIN, reconcile=3600),
+        directory=replace(joins, serve=False),
+    )
+    serving.advertise(ONLINE)
+    try:
+        await serving.start()
+        await gateway.start()
+        await gateway.follow(BASE)
+        async with asyncio.timeout(20):
+            while not any(peer.node == node for peer in await gateway.peers()):
+                await asyncio.sleep(0.05)
+            while not await gateway.nodes(BASE):
+                await asyncio.sleep(0.05)
+            peer = await gateway.connect_node(node)
+            session = await gateway.open(peer.id, INFER, node=node)
+            await session.send(Cancel(id=3))
+            assert await receive(await serving.accept()) == Cancel(id=3)
+        assert not await gateway.is_degraded()
+    finally:
+        for each in (gateway, serving, hub):
+            await each.stop()
