@@ -18,9 +18,10 @@ class SlotDrainer:
 
     1. A slot that only sequences hold which do not run (paused, or back from a pause) is taken from them.
     2. The request longest in line that waited `max_wait_s` gets a slot reserved: the adapter whose running sequences
-       end soonest takes no new ones (drains), and its slot goes to that request's adapter and to no other.
-    3. `max_wait_s` later, what still runs on the draining adapter is preempted, and goes to the end of the line. A
-       sequence that recomputes after an earlier preemption samples one token first, so that every turn brings it on.
+       end soonest takes no new ones (drains), and its slot goes to that request's adapter and to no other. The drained
+       adapter had its turn: whoever waits with it goes to the end of the line.
+    3. `max_wait_s` later, what still runs on the draining adapter is preempted. A sequence that recomputes after an
+       earlier preemption samples one token first, so that every turn brings it on.
 
     So an adapter that is k-th in line for a slot has one after at most (1 + ceil(k / m)) * max_wait_s (plus such
     recomputations), m being the adapters that drain at once: a quarter of the slots, at least one, fewer only where
@@ -87,6 +88,7 @@ class SlotDrainer:
             assert oldest.adapter is not None, "the base needs no slot"
             self._since[oldest.adapter] = now
             self._slots.reserve(oldest.adapter, victim)
+            self._queue.to_end_of_line(victim, now)
 
     def _shortest(self, holders: Holders) -> str | None:
         """The adapter that would be done first if it took nobody new."""

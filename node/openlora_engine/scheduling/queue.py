@@ -93,6 +93,7 @@ class WaitingQueue:
         self._num_flows: dict[str, int] = {}
         """Tenant -> its flows: a tenant with any is backlogged."""
         self._num_sequences = 0
+        self._last_place = 0
 
     def __len__(self) -> int:
         """Sequences waiting."""
@@ -143,6 +144,17 @@ class WaitingQueue:
         flow.sequences.push(seq)
         self._num_sequences += 1
         self._refresh(flow, lane)
+
+    def take_place(self, seq: Sequence, now: float) -> None:
+        """Give `seq`, queued or about to be, the last place in line."""
+        self._last_place += 1
+        seq.order = self._last_place
+        seq.waiting_since = now
+
+    def to_end_of_line(self, adapter: str, now: float) -> None:
+        """Let all that wait with this adapter begin to wait anew, in their order. Ranks only grow: no heap changes."""
+        for seq in sorted(self.of_adapter(adapter), key=_order):
+            self.take_place(seq, now)
 
     def discard(self, seq: Sequence) -> bool:
         """Take a sequence out; False if it does not wait here."""

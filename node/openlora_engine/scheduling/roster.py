@@ -51,13 +51,14 @@ class Roster:
         """The batch, in order of admission."""
         self.holders: dict[str, dict[Sequence, None]] = {}
         """Digest -> the sequences that hold a reference on its slot."""
+        self.now = 0.0
+        """The time last told to the scheduler, in seconds."""
         self._live: dict[str, Sequence] = {}
         self._paused: dict[Sequence, None] = {}
         self._parked: dict[Sequence, None] = {}
         """Sequences that hold blocks and do not run, longest parked first."""
         self._queued: dict[str, int] = {}
         """Tenant -> live sequences that do not run."""
-        self._next_order = 0
         self._num_preemptions = 0
 
     def __len__(self) -> int:
@@ -113,26 +114,22 @@ class Roster:
             waiting_adapters=tuple(self.queue.adapters(Lane)),
         )
 
-    def enter(self, seq: Sequence, now: float) -> None:
+    def enter(self, seq: Sequence) -> None:
         """A new sequence, at the end of the line."""
         assert seq.seq_id not in self._live, f"two live sequences are named {seq.seq_id}"
-        seq.arrival_time = now
-        self.to_end_of_line(seq, now)
+        seq.arrival_time = self.now
+        self.queue.take_place(seq, self.now)
         seq.adapter_tier = self.residency.tier(seq.adapter)
         self._live[seq.seq_id] = seq
         self._count_queued(seq, 1)
         self.share.enter(seq)
-        self.residency.need(seq, now)
+        self.residency.need(seq, self.now)
         self.enqueue(seq)
 
-    def to_end_of_line(self, seq: Sequence, now: float) -> None:
-        """Give `seq` the last place; it is not queued, or about to be queued anew."""
-        self._next_order += 1
-        seq.order = self._next_order
-        seq.waiting_since = now
-
     def enqueue(self, seq: Sequence) -> None:
-        """Into the line of its tenant and adapter, at its place."""
+        """Into the line of its tenant and adapter, at its place; at the end if its adapter gives up its slot."""
+        if seq.adapter is not None and self.slots.is_draining(seq.adapter):
+            self.queue.take_place(seq, self.now)
         self.queue.push(seq, self.residency.lane(seq.adapter))
         seq.status = self.residency.waiting_status(seq)
 
@@ -179,10 +176,10 @@ class Roster:
         if not seq.holds_memory:
             self.residency.drop(seq)
 
-    def resume(self, seq: Sequence, now: float) -> None:
+    def resume(self, seq: Sequence) -> None:
         """From pause into the queue, at its old place."""
         del self._paused[seq]
-        self.residency.need(seq, now)
+        self.residency.need(seq, self.now)
         self.enqueue(seq)
 
     def preempt(self, seq: Sequence) -> None:

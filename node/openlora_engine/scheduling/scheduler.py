@@ -84,8 +84,9 @@ class Scheduler:
         for seq in choices:
             self._check_fits(seq)
         self._check_queue(choices, drain_rate)
+        self._roster.now = now
         for seq in choices:
-            self._roster.enter(seq, now)
+            self._roster.enter(seq)
 
     def cancel(self, seq_id: str) -> Sequence | None:
         """Drop a sequence wherever it is; its blocks and slot are free at once. None if it is not live (any more)."""
@@ -113,7 +114,8 @@ class Scheduler:
         """Let a paused sequence run again, from its old place in line. False if not live."""
         seq = self._roster.get(seq_id)
         if seq is not None and seq.status is SequenceStatus.PAUSED:
-            self._roster.resume(seq, now)
+            self._roster.now = now
+            self._roster.resume(seq)
         return seq is not None
 
     def adapter_ready(self, digest: str, now: float) -> None:
@@ -134,6 +136,7 @@ class Scheduler:
     def schedule(self, now: float) -> Schedule:
         """The next step. What it allots stays allotted until `advance` or `abandon`."""
         assert self._in_flight is None, "the step before was neither advanced nor abandoned"
+        self._roster.now = now
         preempted: list[Sequence] = []
         failed: list[Failure] = []
         self._serve_starving(now, preempted)
@@ -221,7 +224,6 @@ class Scheduler:
         self._residency.ask_again(now)
         while leaving := self._drainer.update(now, self._roster.holders):
             for seq in leaving:
-                self._roster.to_end_of_line(seq, now)
                 self._preempt(seq, preempted)
             self._residency.ask_again(now)
         # Reservations that ended without a preemption may have freed host memory as well.

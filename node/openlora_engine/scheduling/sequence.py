@@ -43,8 +43,8 @@ class Sequence:
 
     status: SequenceStatus = SequenceStatus.WAITING
     order: int = -1
-    """Its place in line, unique. Kept through pauses and preemption for memory; one that gave its slot up for a
-    starving adapter goes to the end."""
+    """Its place in line, unique. Kept through pause and preemption; taken anew when its adapter gives up its slot for
+    one that starves."""
     num_computed_tokens: int = 0
     block_table: list[int] = field(default_factory=list)
     block_hashes: list[bytes] = field(default_factory=list)

@@ -191,7 +191,7 @@ class TestSharing:
         machine.step()
         machine.check()
         if event == "preempt":
-            machine.scheduler._roster.to_end_of_line(leader, machine.now)
+            machine.scheduler._queue.take_place(leader, machine.now)
             machine.scheduler._roster.preempt(leader)
         else:
             getattr(machine.scheduler, event)("leader/0")
