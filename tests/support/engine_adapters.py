@@ -19,7 +19,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import AutoModelForCausalLM, LlamaConfig, PretrainedConfig, PreTrainedModel
 
+from openlora_engine.adapters.blob import Blob, Storage
 from openlora_engine.adapters.targets import LoraTarget, LoraTargets
+from openlora_kernels.lora import LoraTables, Segments, reference
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -176,3 +178,45 @@ def write_folder(
     elif weights is not None:
         save_file(dict(weights), folder / WEIGHTS_FILE, metadata={"format": "pt"})
     return folder
+
+
+def peft_model_of(model: PreTrainedModel, folders: Mapping[str, Path]) -> Any:
+    """PEFT's own model with the adapters of these folders, by name."""
+    from peft import PeftModel
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)
+        names = iter(folders)
+        first = next(names)
+        peft_model = PeftModel.from_pretrained(copy.deepcopy(model), folders[first], adapter_name=first)
+        for name in names:
+            peft_model.load_adapter(folders[name], adapter_name=name)
+    return peft_model.eval()
+
+
+def peft_deltas(peft_model: Any, name: str) -> dict[str, Tensor]:
+    """What an adapter adds to each linear in PEFT: scale * B A, [N, K], by module path."""
+    from peft.tuners.lora import LoraLayer
+
+    return {
+        path: layer.get_delta_weight(name).T
+        if getattr(layer, "fan_in_fan_out", False)
+        else layer.get_delta_weight(name)
+        for path, layer in peft_model.base_model.model.named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.lora_A
+    }
+
+
+def kernel_deltas(blob: Blob, storage: Storage) -> dict[str, Tensor]:
+    """What the kernels' reference adds to each linear, [N, K]: LoRA applied to the unit matrix."""
+    tables = LoraTables(storage.targets.groups, 2, storage.dtype)
+    tables.set(1, blob.address, blob.placement.layout)
+    deltas = {}
+    for g, group in enumerate(storage.targets.groups):
+        y = torch.zeros(group.in_features, group.columns[-1])
+        segments = Segments.of([(1, range(group.in_features))])
+        reference(y, torch.eye(group.in_features), segments, tables, g)
+        for target in storage.targets:
+            if target.group == g and blob.placement.ranks[storage.targets.by_path[target.path]]:
+                deltas[target.path] = y[:, group.columns[target.index] : group.columns[target.index + 1]].T
+    return deltas
