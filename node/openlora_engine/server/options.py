@@ -14,7 +14,8 @@ from typing import Any, Self, cast
 from ..config import FlagParser, add_flags, invalid, option, size
 
 API_KEY_VARIABLE = "OPENLORA_ENGINE_API_KEY"
-_API_KEY = f"Key that every route but /health asks for; ${API_KEY_VARIABLE} keeps it out of `ps`."
+_API_KEY = f"Key that every route but /health asks for. `ps` shows it: prefer --api-key-file or ${API_KEY_VARIABLE}."
+MAX_KEY_FILE_BYTES = 4_096
 MAX_UDS_BYTES = 90
 """Of a Unix socket's absolute path: Linux takes 107, and the name it is bound under first may be longer."""
 
@@ -27,6 +28,7 @@ class ServerConfig:
     port: int = option(8000, "Port to listen on; 0 picks one.", low=0, metavar="PORT")
     uds: Path | None = option(None, "Listen on this Unix socket (mode 0600) instead of host and port.", metavar="PATH")
     api_key: str = field(default="", repr=False, metadata={"meaning": _API_KEY, "low": None, "metavar": "KEY"})
+    api_key_file: Path | None = option(None, "File that holds the key, mode 0600.", metavar="FILE")
     allowed_hosts: tuple[str, ...] = option(
         (), "Name that a Host header may hold beside localhost and addresses; repeatable.", metavar="NAME"
     )
@@ -66,13 +68,29 @@ class ServerConfig:
 
     @classmethod
     def from_arguments(cls, namespace: argparse.Namespace, environment: Mapping[str, str]) -> Self:
-        """From parsed flags; the API key also from the environment."""
+        """From parsed flags; the API key also from its file, else from the environment."""
         given: dict[str, Any] = {item.name: getattr(namespace, item.name, None) for item in dataclasses.fields(cls)}
         given = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
         chosen = {name: value for name, value in given.items() if value is not None}
-        if not chosen.get("api_key") and environment.get(API_KEY_VARIABLE):
-            chosen["api_key"] = environment[API_KEY_VARIABLE]
+        if "api_key" not in chosen:
+            file = chosen.get("api_key_file")
+            chosen["api_key"] = environment.get(API_KEY_VARIABLE, "") if file is None else _key_in(file)
         return cls(**chosen)
+
+
+def _key_in(path: Path) -> str:
+    """The key in a private file. Raises CONFIG_INVALID."""
+    try:
+        with path.open("rb") as file:
+            mode, content = os.fstat(file.fileno()).st_mode, file.read(MAX_KEY_FILE_BYTES + 1)
+    except OSError:
+        raise invalid("api_key_file", "cannot be read: name a file of this user") from None
+    if mode & 0o077:
+        raise invalid("api_key_file", "can be read by other users: chmod 600 it")
+    key = content.decode("utf-8", "replace").strip()
+    if not key or len(content) > MAX_KEY_FILE_BYTES:
+        raise invalid("api_key_file", f"must hold the key alone, 1 to {MAX_KEY_FILE_BYTES} bytes")
+    return key
 
 
 def add_server_flags(parser: FlagParser) -> None:

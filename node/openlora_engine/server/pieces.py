@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 from ..request import ChosenLogprob, FinishReason, Timings, TokenEvent
@@ -72,8 +72,3 @@ class Tally:
         output = sum(self._output.values())
         cached = PromptTokensDetails(sum(self._cached.values()))
         return Usage(self._prompt_tokens, output, self._prompt_tokens + output, cached)
-
-    @property
-    def output_tokens(self) -> Mapping[int, int]:
-        """Tokens of each choice so far."""
-        return self._output

@@ -287,11 +287,18 @@ async def test_what_is_no_http_gets_one_answer_and_is_hung_up_on(server, data: b
         assert await wire.reader.read() == b""
 
 
+@pytest.mark.parametrize("config", [ServerConfig(port=0, body_timeout_s=0.1)])
 async def test_broken_chunks_are_refused(server) -> None:
     async with connected(server.address) as wire:
         head = f"POST {CHAT} HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
         await wire.send(head + b"zz\r\n")
         check(await wire.answer(), Code.BAD_REQUEST)
+    async with connected(server.address) as wire:
+        await wire.send(head.replace(b"Host", b"Expect: 100-continue\r\nHost"))
+        assert (await wire.head())[0] == 100
+        await wire.send(b"zz\r\n")
+        # aiohttp's C parser drops a body that breaks off this way: it is missed when its time is over.
+        assert (await wire.answer()).error["code"] in ("BAD_REQUEST", "REQUEST_TIMEOUT")
 
 
 async def test_routes_and_methods(server) -> None:

@@ -50,6 +50,36 @@ def test_the_key_comes_from_the_environment_and_never_shows() -> None:
     assert parse("--api-key", "flag", **{API_KEY_VARIABLE: "s3cret"}).api_key == "flag"
 
 
+def test_the_key_in_a_private_file_goes_before_the_environment(tmp_path: Path) -> None:
+    path = tmp_path / "key"
+    path.write_text("from-file\n")
+    path.chmod(0o600)
+    assert parse("--api-key-file", str(path), **{API_KEY_VARIABLE: "other"}).api_key == "from-file"
+    assert parse("--api-key-file", str(path), "--api-key", "flag").api_key == "flag"
+
+
+@pytest.mark.parametrize(
+    ("content", "mode", "says"),
+    [
+        (b"key", 0o640, "chmod 600"),
+        (b"key", 0o604, "chmod 600"),
+        (b" \n", 0o600, "the key alone"),
+        (b"k" * 5_000, 0o600, "the key alone"),
+        (b"k\xff", 0o600, "printable ASCII"),
+        (b"two\nlines", 0o600, "printable ASCII"),
+        (None, 0, "cannot be read"),
+    ],
+)
+def test_key_files_that_are_refused(tmp_path: Path, content: bytes | None, mode: int, says: str) -> None:
+    path = tmp_path / "key"
+    if content is not None:
+        path.write_bytes(content)
+        path.chmod(mode)
+    with pytest.raises(EngineError, match=says) as caught:
+        parse("--api-key-file", str(path))
+    assert caught.value.code is Code.CONFIG_INVALID
+
+
 @pytest.mark.parametrize(
     ("changes", "says"),
     [
