@@ -40,6 +40,7 @@ from .adverts import (
     AdvertRefused,
     KeyView,
     OwnState,
+    debounce_s,
     interval_s,
     is_material,
     make_advert,
@@ -256,7 +257,8 @@ class Advertising:
         while True:
             self._changed = trio.Event()
             pause = interval_s(self._options.interval, len(self.table))
-            due = published + (min(self._options.debounce, pause) if self._material else pause)
+            soon = min(pause, debounce_s(pause if pause > self._options.interval else 0.0, self._options.debounce))
+            due = published + (soon if self._material else pause)
             if trio.current_time() >= due:
                 try:
                     await self.publish()

@@ -89,6 +89,11 @@ def interval_s(base_s: float, nodes: int) -> float:
     return max(base_s, nodes / NODES_PER_SECOND)
 
 
+def debounce_s(interval: float, least: float = DEBOUNCE_S) -> float:
+    """Time between adverts of a node that changes all the time: at most twelve times the regular load."""
+    return max(least, interval / 12)
+
+
 def is_material(old: OwnState, new: OwnState) -> bool:
     """Whether a change is worth an advert of its own. Load drifts all the time: only a doubling or halving counts."""
     drifting = {"queue_depth": 0, "tokens_per_second": 0, "hardware": Hardware()}
