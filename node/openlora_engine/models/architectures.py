@@ -34,7 +34,7 @@ class Architecture:
 
     `projections` are groups of module paths within a layer whose inputs are the same; a fused path computes a group at
     once. `fusable` says that a layer is RMSNorm, rotate-half attention and a gated MLP, so that one kernel computes it;
-    `norm_offset` is what such a norm adds to its weight.
+    `norm_offset` is what such a norm adds to its weight, `rope_by_layer` says that position embeddings differ by layer.
     """
 
     model_type: str
@@ -43,6 +43,7 @@ class Architecture:
     projections: tuple[tuple[str, ...], ...] = LLAMA_PROJECTIONS
     fusable: bool = True
     norm_offset: float = 0.0
+    rope_by_layer: bool = False
 
 
 ARCHITECTURES = (
@@ -53,7 +54,7 @@ ARCHITECTURES = (
     # Its experts are three-dimensional parameters without a linear to wrap: adapters reach attention only.
     Architecture("qwen3_moe", "Qwen3MoeForCausalLM", projections=LLAMA_PROJECTIONS[:2], fusable=False),
     Architecture("gemma2", "Gemma2ForCausalLM", norm_offset=1.0),
-    Architecture("gemma3_text", "Gemma3ForCausalLM", norm_offset=1.0),
+    Architecture("gemma3_text", "Gemma3ForCausalLM", norm_offset=1.0, rope_by_layer=True),
     Architecture("phi3", "Phi3ForCausalLM", projections=PHI3_PROJECTIONS),
     # Its LayerNorm has no weights and its projections may be clipped.
     Architecture("olmo", "OlmoForCausalLM", fusable=False),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from torch import Tensor
-from transformers import AttentionInterface, AttentionMaskInterface
+from transformers import AttentionInterface
 
 from openlora_kernels import paged_attention, write_kv
 
@@ -42,12 +42,10 @@ def _attend(
     return out.unsqueeze(0), None
 
 
-def _no_mask(*_: Any, **__: Any) -> None:
-    """Causality and windows are the attention kernel's."""
-
-
 def register() -> str:
-    """Make the implementation known to transformers; returns its name. Repeating it changes nothing."""
+    """Make the implementation known to transformers; returns its name. Repeating it changes nothing.
+
+    No mask function goes with it: transformers then builds no mask, and causality and windows are the kernel's.
+    """
     AttentionInterface.register(PAGED, _attend)
-    AttentionMaskInterface.register(PAGED, _no_mask)
     return PAGED

@@ -1,8 +1,9 @@
-"""A decoder layer of the llama family as one kernel call: takes over a transformers layer's weights and its place."""
+"""Decoder layers of the llama family, one kernel call each: they take over a transformers model's layers."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,32 +19,44 @@ ACTIVATIONS = {"silu": "silu", "swish": "silu", "gelu_pytorch_tanh": "gelu_tanh"
 _POST_NORMED = ("post_attention_layernorm", "pre_feedforward_layernorm", "post_feedforward_layernorm")
 
 
-class FusedDecoderLayer(nn.Module):
-    """Stands where a transformers decoder layer stood; `first_group` is the LoRA group of its qkv projection."""
+@dataclass(frozen=True)
+class FusedLayer:
+    """One layer, its place in the KV cache, and the LoRA groups of its four projections."""
 
-    def __init__(self, layer: DecoderLayer, layer_idx: int, first_group: int, workspace: DecoderWorkspace) -> None:
+    weights: DecoderLayer
+    layer_idx: int
+    groups: tuple[int, int, int, int]
+
+    @classmethod
+    def at(cls, weights: DecoderLayer, layer_idx: int, first_group: int) -> FusedLayer:
+        """A layer whose groups follow each other."""
+        return cls(weights, layer_idx, (first_group, first_group + 1, first_group + 2, first_group + 3))
+
+
+class FusedDecoder(nn.Module):
+    """Stands where transformers decoder layers stood that share their position embeddings: usually all of a model."""
+
+    def __init__(self, layers: Sequence[FusedLayer], workspace: DecoderWorkspace) -> None:
         super().__init__()
-        self.layer = layer
-        self.layer_idx = layer_idx
-        self.groups = (first_group, first_group + 1, first_group + 2, first_group + 3)
+        self.layers = tuple(layers)
         self.workspace = workspace
 
     @property
     def nbytes(self) -> int:
         """Bytes of the packed projections."""
-        return sum(part.nbytes for part in (self.layer.qkv, self.layer.o, self.layer.gate_up, self.layer.down))
+        weights = (layer.weights for layer in self.layers)
+        return sum(part.nbytes for layer in weights for part in (layer.qkv, layer.o, layer.gate_up, layer.down))
 
     def forward(self, hidden_states: Tensor, *_: Any, position_embeddings: tuple[Tensor, Tensor], **__: Any) -> Tensor:
         """Hidden states [1, T, hidden], changed in place and returned."""
-        context = current()
-        k_cache, v_cache = context.kv_caches[self.layer_idx]
+        context, workspace = current(), self.workspace
+        hidden, cos, sin = hidden_states[0], position_embeddings[0][0], position_embeddings[1][0]
         lora = None
-        if context.segments is not None and context.tables is not None:
-            lora = LayerLora(context.segments, context.tables, self.groups)
-        cos, sin = position_embeddings
-        decoder_layer_(
-            hidden_states[0], self.layer, k_cache, v_cache, context.batch, cos[0], sin[0], self.workspace, lora
-        )
+        for layer in self.layers:
+            k_cache, v_cache = context.kv_caches[layer.layer_idx]
+            if context.segments is not None and context.tables is not None:
+                lora = LayerLora(context.segments, context.tables, layer.groups)
+            decoder_layer_(hidden, layer.weights, k_cache, v_cache, context.batch, cos, sin, workspace, lora)
         return hidden_states
 
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig, PreTrainedTokenizerFast
 
-from openlora_kernels import DecoderLayer, DecoderWorkspace, PackedLinear
+from openlora_kernels import DecoderWorkspace, PackedLinear
 
 from ..adapters.targets import LoraTarget, LoraTargets
 from ..config import AUTO, EngineConfig
@@ -19,7 +19,7 @@ from ..errors import Code, EngineError
 from .architectures import Architecture, architecture_of, check_rope, unsupported
 from .attention import register
 from .context import ForwardContext, forward_context
-from .decoder import FusedDecoderLayer, decoder_layer_of
+from .decoder import FusedDecoder, FusedLayer, decoder_layer_of
 from .linear import LoraLinear, features, weight_and_bias
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -149,7 +149,7 @@ def rebuild(
     targets: list[LoraTarget] = []
     num_groups = 0
     layers = causal_lm.get_submodule(architecture.layers)
-    fused: list[tuple[int, DecoderLayer, int]] = []
+    fused: list[FusedLayer] = []
     for index, layer in enumerate(layers):
         prefix = f"{architecture.layers}.{index}"
         projections = architecture.projections
@@ -158,16 +158,15 @@ def rebuild(
             projections = tuple((path,) for group in projections for path in group)
         targets.extend(_targets(layer, prefix, projections, num_groups))
         if whole is not None:
-            fused.append((index, whole, num_groups))
+            fused.append(FusedLayer.at(whole, index, num_groups))
             layers[index] = nn.Identity()  # the original goes at once: two copies of all layers may not fit
         else:
             for group, (path,) in enumerate(projections, start=num_groups):
                 _replace(layer, path, group, packed=plain)
         num_groups += len(projections)
+    num_layers = len(layers)
     if fused:
-        workspace = DecoderWorkspace([layer for _, layer, _ in fused], max_num_tokens)
-        for index, whole, first in fused:
-            layers[index] = FusedDecoderLayer(whole, index, first, workspace)
+        _put_fused(layers, fused, architecture, max_num_tokens)
     _pack_head(causal_lm, packed=plain)
     num_kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
     head_dim = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
@@ -176,7 +175,7 @@ def rebuild(
         causal_lm=causal_lm,
         architecture=architecture,
         targets=LoraTargets(tuple(targets)),
-        kv_layers=tuple(KVGeometry(num_kv_heads, head_dim) for _ in layers),
+        kv_layers=tuple(KVGeometry(num_kv_heads, head_dim) for _ in range(num_layers)),
         device=device,
         dtype=dtype,
         vocab_size=config.vocab_size,
@@ -185,6 +184,17 @@ def rebuild(
         weights_nbytes=_nbytes(causal_lm),
         num_fused_layers=len(fused),
     )
+
+
+def _put_fused(layers: Any, fused: list[FusedLayer], architecture: Architecture, max_num_tokens: int) -> None:
+    """One module for all layers spares transformers' walk over them; position embeddings by layer forbid it."""
+    workspace = DecoderWorkspace([layer.weights for layer in fused], max_num_tokens)
+    if len(fused) == len(layers) and not architecture.rope_by_layer:
+        del layers[1:]
+        layers[0] = FusedDecoder(fused, workspace)
+        return
+    for layer in fused:
+        layers[layer.layer_idx] = FusedDecoder([layer], workspace)
 
 
 def _targets(
@@ -216,7 +226,7 @@ def _pack_head(causal_lm: Any, *, packed: bool) -> None:
 def _nbytes(causal_lm: nn.Module) -> int:
     """Bytes of all weights, tied ones once."""
     held = {tensor.data_ptr(): tensor.nbytes for tensor in (*causal_lm.parameters(), *causal_lm.buffers())}
-    packed = (module.nbytes for module in causal_lm.modules() if isinstance(module, LoraLinear | FusedDecoderLayer))
+    packed = (module.nbytes for module in causal_lm.modules() if isinstance(module, LoraLinear | FusedDecoder))
     return sum(held.values()) + sum(packed)
 
 
