@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openlora_kernels.lora import BlobLayout
 
+from .finite import Bits, bits_of
 from .targets import LoraTargets
 
 PAGE = mmap.PAGESIZE
@@ -88,9 +89,14 @@ class Blob:
         return self.data.data_ptr()
 
     @property
+    def bits(self) -> Bits:
+        """The buffer as unsigned integers of the elements' size; placements count in these."""
+        return bits_of(self.data.numpy(), self.dtype)
+
+    @property
     def elements(self) -> Tensor:
-        """The buffer as elements of `dtype`; placements count in these."""
-        return self.data[: self.data.numel() // self.dtype.itemsize * self.dtype.itemsize].view(self.dtype)
+        """The buffer as elements of `dtype`."""
+        return self.data.view(self.dtype)
 
     def a(self, targets: LoraTargets, t: int) -> Tensor:
         """lora_A of target t: [r, K], a view."""
@@ -100,21 +106,26 @@ class Blob:
         """lora_B of target t, transposed: [r, N], a view."""
         return self._view(self.placement.b[t], self.placement.ranks[t], targets.items[t].out_features)
 
-    def scales(self, targets: LoraTargets, t: int) -> npt.NDArray[np.float32]:
-        """What each rank's activation of target t is multiplied with: float32 [r], a view."""
-        target = targets.items[t]
-        before = sum(int(rank) for rank in self.placement.layout.ranks[target.group, : target.index])
-        first = int(self.placement.layout.scale[target.group]) + 4 * before
-        return self.data.numpy()[first : first + 4 * self.placement.ranks[t]].view(np.float32)
+    def rank_scales(self) -> npt.NDArray[np.float32]:
+        """What each rank's activation is multiplied with: float32 [sum of ranks], target by target, a copy."""
+        buffer = self.data.numpy()
+        parts = [buffer[first : first + 4 * total] for first, total in self._scale_regions()]
+        return np.concatenate([np.empty(0, np.uint8), *parts]).view(np.float32)
+
+    def write_rank_scales(self, scales: npt.NDArray[np.float32]) -> None:
+        """Set them."""
+        buffer, start = self.data.numpy(), 0
+        for first, total in self._scale_regions():
+            buffer[first : first + 4 * total] = scales[start : start + total].view(np.uint8)
+            start += total
 
     def write_scales(self, scales: Sequence[float]) -> None:
-        """Set scales[t] for every rank of target t (0 where it has none)."""
-        layout, ranks = self.placement.layout, self.placement.ranks
-        per_rank = np.repeat(np.asarray(scales, np.float32), ranks)
-        buffer, start = self.data.numpy(), 0
-        for first, total in zip(layout.scale.tolist(), layout.ranks.sum(1).tolist(), strict=True):
-            buffer[first : first + 4 * total] = per_rank[start : start + total].view(np.uint8)
-            start += total
+        """Set scales[t] for every rank of target t."""
+        self.write_rank_scales(np.repeat(np.asarray(scales, np.float32), self.placement.ranks))
+
+    def _scale_regions(self) -> list[tuple[int, int]]:
+        layout = self.placement.layout
+        return list(zip(layout.scale.tolist(), layout.ranks.sum(1).tolist(), strict=True))
 
     def _view(self, first: int, rank: int, features: int) -> Tensor:
         return self.elements[first : first + rank * features].view(rank, features)

@@ -9,11 +9,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from .blob import Blob, Storage
-from .finite import bits_of, is_number, magnitude
+from .finite import is_number, magnitude
 from .recipe import MixMethod, MixRecipe, invalid_mix
 from .targets import LoraTargets
 
@@ -29,15 +30,17 @@ def build_mix(recipe: MixRecipe, members: Sequence[Blob], storage: Storage) -> B
     if recipe.method is MixMethod.CAT:
         _concatenate(recipe, members, blob, targets)
         return blob
-    blob.write_scales([1.0 if rank else 0.0 for rank in placement.ranks])
+    blob.write_scales([1.0] * len(targets))
+    scales = [_target_scales(member) for member in members]
     generator = torch.Generator().manual_seed(recipe.mask_seed)
     for t in range(len(targets)):
-        present = [(use.weight, member) for use, member in zip(recipe.uses, members, strict=True) if _has(member, t)]
-        if not present:
-            continue
         weighted = [
-            (weight * float(member.scales(targets, t)[0]), _factors(member, targets, t)) for weight, member in present
+            (use.weight * its[t], _factors(member, targets, t))
+            for use, member, its in zip(recipe.uses, members, scales, strict=True)
+            if member.placement.ranks[t]
         ]
+        if not weighted:
+            continue
         if recipe.method is MixMethod.SVD:
             a, b = best_approximation(weighted, placement.ranks[t])
         else:
@@ -110,19 +113,28 @@ def _agrees(stacked: Tensor, method: str) -> Tensor:
 
 
 def _concatenate(recipe: MixRecipe, members: Sequence[Blob], blob: Blob, targets: LoraTargets) -> None:
-    for t in range(len(targets)):
-        a, b, scales = blob.a(targets, t), blob.b(targets, t), blob.scales(targets, t)
-        start = 0
-        for use, member in zip(recipe.uses, members, strict=True):
-            end = start + member.placement.ranks[t]
-            a[start:end] = member.a(targets, t)
-            b[start:end] = member.b(targets, t)
-            scales[start:end] = use.weight * member.scales(targets, t)
-            start = end
+    """Copy each member's rows behind those of the one before, target by target; no arithmetic on weights."""
+    place, places = blob.placement, blob.bits
+    sources = [member.bits for member in members]
+    for t, target in enumerate(targets):
+        a, b = place.a[t], place.b[t]
+        for source, member in zip(sources, members, strict=True):
+            its, rank = member.placement, member.placement.ranks[t]
+            size_a, size_b = rank * target.in_features, rank * target.out_features
+            places[a : a + size_a] = source[its.a[t] : its.a[t] + size_a]
+            places[b : b + size_b] = source[its.b[t] : its.b[t] + size_b]
+            a, b = a + size_a, b + size_b
+    owners = np.concatenate([np.repeat(np.arange(len(targets)), member.placement.ranks) for member in members])
+    weights = [np.float32(use.weight) * member.rank_scales() for use, member in zip(recipe.uses, members, strict=True)]
+    blob.write_rank_scales(np.concatenate(weights)[owners.argsort(kind="stable")])
 
 
-def _has(member: Blob, t: int) -> bool:
-    return member.placement.ranks[t] > 0
+def _target_scales(member: Blob) -> list[float]:
+    """An adapter's one scale at each target (its ranks there share it); 0 where it has none."""
+    ranks = np.asarray(member.placement.ranks)
+    first = np.cumsum(ranks) - ranks
+    scales = np.append(member.rank_scales(), np.float32(0))
+    return [float(scale) for scale in np.where(ranks > 0, scales[first], 0)]
 
 
 def _factors(member: Blob, targets: LoraTargets, t: int) -> Factors:
@@ -131,7 +143,7 @@ def _factors(member: Blob, targets: LoraTargets, t: int) -> Factors:
 
 
 def _check_finite(blob: Blob) -> None:
-    bits = bits_of(blob.elements.view(torch.uint8).numpy(), blob.dtype)
+    bits = blob.bits
     for first, count in blob.placement.regions:
         if not is_number(magnitude(bits[first : first + count]), blob.dtype):
             raise invalid_mix(

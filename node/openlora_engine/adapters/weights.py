@@ -73,7 +73,7 @@ def check_weights(file: HashingFile, plan: WeightPlan, storage: torch.dtype) -> 
 
 def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
     """Read all tensors into the blob, converted to its dtype, B transposed; then the scales. Raises ADAPTER_INVALID."""
-    places = bits_of(blob.elements.view(torch.uint8).numpy(), blob.dtype)
+    places = blob.bits
     for batch, data in _chunks(file, plan):
         begin, itemsize = batch[0][0].begin, batch[0][0].dtype.itemsize
         dtype = batch[0][0].dtype

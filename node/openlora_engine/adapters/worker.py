@@ -47,6 +47,7 @@ class Worker:
 
     def _run(self) -> None:
         torch.set_num_threads(1)
+        torch.get_num_threads()  # a thread's first look takes over the last number set: let that be this one
         self._serial.set()
         while (work := self._next()) is not None:
             try:
