@@ -210,6 +210,8 @@ class Machine:
         """Sequences in the order of their first chunk."""
         self.done: dict[str, Sequence] = {}
         self._count = 0
+        self._reads: list[object] = []
+        """What the step in flight reads of its sequences."""
 
     def add(
         self,
@@ -261,10 +263,12 @@ class Machine:
                 self.admitted.append(seq.seq_id)
         for seq, num_tokens, _samples in schedule.chunks:
             self.kv.check(seq, seq.num_computed_tokens + num_tokens)
+        self._reads = self._read(schedule)
         return schedule
 
     def end(self, schedule: Schedule) -> None:
-        """Sample, advance, and finish what is done."""
+        """Sample, advance, and finish what is done. Nothing that the model read may have changed meanwhile."""
+        assert self._read(schedule) == self._reads, "changed under the step"
         tokens = [next_token(seq.adapter, seq.token_ids) for seq, _num_tokens, samples in schedule.chunks if samples]
         self.scheduler.advance(schedule, tokens)
         self.num_steps += 1
@@ -302,6 +306,19 @@ class Machine:
         assert not any(self.slots.num_refs(digest) for digest in self.slots), "slots leaked"
         assert not self.host.requested, "host memory leaked"
         assert not self.slots.reservations or not self.step().chunks, "reservations leaked"
+
+    def _read(self, schedule: Schedule) -> list[object]:
+        return [
+            (
+                seq.seq_id,
+                seq.num_computed_tokens,
+                list(seq.token_ids),
+                list(seq.block_table),
+                seq.slot,
+                None if seq.slot is None else self.loader.tenant[seq.slot],
+            )
+            for seq, _num_tokens, _samples in schedule.chunks
+        ]
 
     def _is_done(self, seq: Sequence) -> bool:
         if not seq.max_tokens:

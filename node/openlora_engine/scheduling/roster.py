@@ -57,6 +57,8 @@ class Roster:
         self._paused: dict[Sequence, None] = {}
         self._parked: dict[Sequence, None] = {}
         """Sequences that hold blocks and do not run, longest parked first."""
+        self._leaving: list[Sequence] = []
+        """Ended while the step in flight reads what they hold."""
         self._queued: dict[str, int] = {}
         """Tenant -> live sequences that do not run."""
         self._num_preemptions = 0
@@ -196,23 +198,33 @@ class Roster:
         else:
             self.enqueue(seq)
 
-    def remove(self, seq: Sequence) -> None:
-        """Out of the scheduler, from wherever it is."""
+    def remove(self, seq: Sequence, *, in_flight: bool = False) -> None:
+        """Out of the scheduler, from wherever it is. What the step in flight reads is kept until `end_step`."""
         if seq in self.running:
             self._stand_up(seq)
         self._unqueue(seq)
         self._paused.pop(seq, None)
-        self._let_go(seq)
+        self._parked.pop(seq, None)
+        if in_flight:
+            self._leaving.append(seq)
+        else:
+            self._let_go(seq)
         self.residency.drop(seq)
         self._count_queued(seq, -1)
         self.share.exit(seq)
         del self._live[seq.seq_id]
         seq.status = SequenceStatus.FINISHED
 
+    def end_step(self) -> None:
+        """No step is in flight any more."""
+        for seq in self._leaving:
+            self._let_go(seq)
+        self._leaving.clear()
+
     def check_integrity(self) -> None:
         """Assert that every sequence is in exactly one place and every block and slot is accounted for. O(all)."""
         live = list(self)
-        self.blocks.check_integrity(live)
+        self.blocks.check_integrity([*live, *self._leaving])
         self.slots.check_integrity()
         self.queue.check_integrity()
         self.residency.check_integrity(live)

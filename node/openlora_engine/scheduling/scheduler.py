@@ -24,7 +24,8 @@ class Scheduler:
     """Sequences from arrival to end. The cycle of a step is `schedule`, run it, `advance` (or `abandon` if it failed).
 
     Between the two, sequences may be added, cancelled, finished, paused and resumed; all of it takes effect at once,
-    except that a chunk already scheduled is run and counted.
+    except that a chunk already scheduled is run: what it reads (block table, computed tokens, slot) stays as it is, and
+    the blocks and slot of a sequence that ended meanwhile are free when the step ends.
 
     Guarantees. Progress: while a sequence is neither paused nor waiting for its adapter to be loaded, `schedule` gives
     at least one chunk (or reports a copy under way). No starvation: one that could be admitted is, at the latest
@@ -89,17 +90,18 @@ class Scheduler:
             self._roster.enter(seq)
 
     def cancel(self, seq_id: str) -> Sequence | None:
-        """Drop a sequence wherever it is; its blocks and slot are free at once. None if it is not live (any more)."""
+        """Drop a sequence wherever it is; its blocks and slot are free at once, or when the step that runs it ends.
+        None if it is not live (any more)."""
         seq = self._roster.get(seq_id)
         if seq is not None:
-            self._roster.remove(seq)
+            self._remove(seq)
         return seq
 
     def finish(self, seq_id: str) -> Sequence:
         """End a live sequence that needs no more tokens; its prefix stays cached."""
         seq = self._roster.get(seq_id)
         assert seq is not None, f"{seq_id} is not live"
-        self._roster.remove(seq)
+        self._remove(seq)
         return seq
 
     def pause(self, seq_id: str) -> bool:
@@ -164,7 +166,7 @@ class Scheduler:
         """
         assert schedule is self._in_flight, "not the step in flight"
         assert len(tokens) == sum(chunk.samples for chunk in schedule.chunks), "one token a sampling chunk"
-        self._in_flight = None
+        self._end_step()
         sampled: list[Sequence] = []
         token = iter(tokens)
         for seq, num_tokens, samples in schedule.chunks:
@@ -187,12 +189,20 @@ class Scheduler:
         """The step failed and nothing of it counts: no token was computed. The next `schedule` gives those chunks
         again, unless the caller drops or pauses their sequences before."""
         assert schedule is self._in_flight, "not the step in flight"
-        self._in_flight = None
+        self._end_step()
 
     def check_integrity(self) -> None:
         """Assert that every sequence is in exactly one place and every block and slot is accounted for. O(all)."""
         self._roster.check_integrity()
         assert len(self._roster.running) <= self._config.max_num_seqs, "more sequences than seats"
+
+    def _remove(self, seq: Sequence) -> None:
+        step = self._in_flight
+        self._roster.remove(seq, in_flight=step is not None and any(chunk.seq is seq for chunk in step.chunks))
+
+    def _end_step(self) -> None:
+        self._in_flight = None
+        self._roster.end_step()
 
     def _check_fits(self, seq: Sequence) -> None:
         if not seq.num_prompt_tokens:

@@ -328,10 +328,26 @@ class TestCancel:
         machine.add([2, 3], name="a", max_tokens=3)
         other = machine.add([4, 5], name="b", max_tokens=3)[0]
         schedule = machine.begin()
-        machine.scheduler.cancel("a/0")
+        cancelled = machine.scheduler.cancel("a/0")
+        assert cancelled is not None
+        assert cancelled.block_table, "the step still reads them"
         assert machine.scheduler.advance(schedule, [7, 8]) == (other,)
+        assert not cancelled.block_table
+        assert machine.blocks.num_free_blocks == machine.blocks.num_blocks - 1
         assert other.token_ids == [4, 5, 8]
         machine.check()
+
+    def test_an_adapter_stays_in_its_slot_until_the_step_ends(self) -> None:
+        machine = Machine()
+        machine.add([2, 3], name="a", adapter="a")
+        schedule = machine.begin()
+        machine.scheduler.cancel("a/0")
+        with pytest.raises(EngineError) as refusal:
+            machine.slots.evict("a")
+        assert refusal.value.code is Code.ADAPTER_IN_USE
+        machine.end(schedule)
+        machine.slots.evict("a")
+        machine.check_empty()
 
     def test_cancelling_twice_is_harmless(self) -> None:
         machine = Machine()
