@@ -17,6 +17,7 @@ from io import FileIO
 from pathlib import Path, PurePosixPath
 
 from ..errors import Code, EngineError
+from .problems import invalid
 
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -28,11 +29,6 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 # O_NONBLOCK: opening a FIFO must not wait for a writer. It changes nothing for regular files.
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _STAMP = struct.Struct("<5Q")
-
-
-def invalid(message: str) -> EngineError:
-    """The error for an adapter that cannot be what it says."""
-    return EngineError(Code.ADAPTER_INVALID, message)
 
 
 @dataclass(frozen=True, eq=False)
@@ -57,8 +53,12 @@ class AdapterRoot:
         return pure.parts
 
     def names(self) -> Iterator[str]:
-        """Subfolders that hold an adapter's configuration. One look-up each; nothing is opened."""
-        with os.scandir(self.path) as entries:
+        """Subfolders that hold an adapter's configuration: one look-up each, nothing is opened. Raises CONFIG_INVALID."""
+        try:
+            listing = os.scandir(self.path)
+        except OSError:
+            raise EngineError(Code.CONFIG_INVALID, "--adapters must be a folder that can be read") from None
+        with listing as entries:
             for entry in entries:
                 if not entry.name.startswith(".") and entry.is_dir(follow_symlinks=False) and self.holds((entry.name,)):
                     yield entry.name

@@ -12,7 +12,8 @@ from typing import Annotated, Protocol
 import msgspec
 import torch
 
-from .folder import WEIGHTS_FILE, invalid
+from .folder import WEIGHTS_FILE
+from .problems import invalid, printable, refuse
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 MAX_NAME_CHARS = 512
@@ -96,7 +97,7 @@ def _parse(data: bytes, start: int) -> list[TensorInfo]:
             problems.append(f"{name} has shape {entry.shape} but {end - begin} bytes")
         else:
             tensors.append(TensorInfo(name, dtype, tuple(entry.shape), start + begin, start + end))
-    refuse(problems)
+    refuse(problems, WEIGHTS_FILE)
     return tensors
 
 
@@ -104,19 +105,7 @@ def _check_contiguous(tensors: list[TensorInfo], start: int, file_size: int) -> 
     position = start
     for tensor in tensors:
         if tensor.begin != position:
-            raise invalid(f"{WEIGHTS_FILE}: {tensor.name} does not begin where the tensor before it ends")
+            raise invalid(f"{WEIGHTS_FILE}: {printable(tensor.name)} does not begin where the tensor before it ends")
         position = tensor.end
     if position != file_size:
         raise invalid(f"{WEIGHTS_FILE} has {file_size:,} bytes, its header describes {position:,}: truncated or padded")
-
-
-def refuse(problems: list[str], what: str = WEIGHTS_FILE) -> None:
-    """Raise ADAPTER_INVALID that lists the problems, ten of them by name; nothing when there is none."""
-    if problems:
-        raise invalid(f"{what}: {listed(problems)}")
-
-
-def listed(problems: list[str], most: int = 10) -> str:
-    """Up to ten in full, the rest as a number."""
-    more = f"; and {len(problems) - most} more" if len(problems) > most else ""
-    return "; ".join(problems[:most]) + more

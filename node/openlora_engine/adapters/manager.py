@@ -72,13 +72,13 @@ class AdapterManager:
         self._root = AdapterRoot(adapters) if adapters is not None else None
         self._max_mix_adapters = max_mix_adapters
         self._registry = AdapterRegistry(self._root, now)
+        self._registry.scan()
         self._cache = HostCache(host_cache)
         self._disk = Worker("adapter-loader")
         self._mixer = Worker("adapter-mixer")
         self._identifier = Identifier(storage, self._disk)
         self.host = AdapterLoader(storage, self._cache, self._registry, self._disk, self._mixer, observer, wake)
         self.slots: DeviceSlots = device_slots(tables, self._cache, observer, storage)
-        self._registry.scan()
 
     def close(self) -> None:
         """Finish what is being read, drop the rest."""

@@ -15,7 +15,7 @@ from typing import Any, Generic, TypeVar
 
 import regex  # type: ignore[import-untyped]
 
-from .folder import invalid
+from .problems import invalid
 
 _T = TypeVar("_T")
 

@@ -15,8 +15,9 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from .folder import CONFIG_FILE, invalid
+from .folder import CONFIG_FILE
 from .patterns import Matcher, PatternTable, ends_of
+from .problems import invalid, listed
 
 _T = TypeVar("_T")
 
@@ -177,8 +178,7 @@ def _refuse_unserved(raw: dict[str, Any]) -> None:
         unserved.append("init_lora_weights")
     if unserved:
         named = [f"{key[:80]}={_short(raw[key])} ({REASONS.get(key, 'not known')})" for key in sorted(unserved)]
-        more = f" and {len(named) - 10} more" if len(named) > 10 else ""
-        raise invalid(f"{CONFIG_FILE} asks for what is not served: {'; '.join(named[:10])}{more}")
+        raise invalid(f"{CONFIG_FILE} asks for what is not served: {listed(named)}")
 
 
 def _is_on(value: Any) -> bool:

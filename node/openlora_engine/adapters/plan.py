@@ -11,10 +11,11 @@ from functools import lru_cache
 
 from ..errors import Code, EngineError
 from .blob import Storage
-from .folder import WEIGHTS_FILE, invalid
-from .header import Reader, TensorInfo, listed, parse_header, read_header, refuse
+from .folder import WEIGHTS_FILE
+from .header import Reader, TensorInfo, parse_header, read_header
 from .patterns import Matcher
 from .peft_config import LoraConfig
+from .problems import invalid, listed, refuse
 from .targets import LoraTargets
 
 _PREFIX = "base_model.model."
@@ -84,7 +85,7 @@ def _by_target(tensors: Sequence[TensorInfo], targets: LoraTargets) -> dict[int,
             foreign.append(info.name)
             continue
         pairs.setdefault(info.name[len(_PREFIX) : -len(suffix)], {})[suffix] = info
-    refuse([f"{name} is neither lora_A nor lora_B of a linear" for name in foreign])
+    refuse([f"{name} is neither lora_A nor lora_B of a linear" for name in foreign], WEIGHTS_FILE)
     unknown = [path for path in pairs if path not in targets.by_path]
     if unknown:
         raise EngineError(
@@ -93,7 +94,7 @@ def _by_target(tensors: Sequence[TensorInfo], targets: LoraTargets) -> dict[int,
             "its embeddings or head",
         )
     lone = [f"{path} has only {next(iter(pair))[1:7]}" for path, pair in pairs.items() if len(pair) < 2]
-    refuse(lone)
+    refuse(lone, WEIGHTS_FILE)
     if not pairs:
         raise invalid(f"{WEIGHTS_FILE} has no tensors")
     return {targets.by_path[path]: (pair[_SUFFIXES[0]], pair[_SUFFIXES[1]]) for path, pair in pairs.items()}
@@ -105,9 +106,9 @@ def _refuse_selection(
     """PEFT would leave a linear without weights at its initial values, and ignore weights that it did not select."""
     selected = {t for t, target in enumerate(targets) if config.selects(target.path, matcher)}
     missing = [targets.items[t].path for t in sorted(selected - found.keys())]
-    refuse([f"no weights for {path}, which target_modules selects" for path in missing])
+    refuse([f"no weights for {path}, which target_modules selects" for path in missing], WEIGHTS_FILE)
     extra = [targets.items[t].path for t in sorted(found.keys() - selected)]
-    refuse([f"weights for {path}, which target_modules does not select" for path in extra])
+    refuse([f"weights for {path}, which target_modules does not select" for path in extra], WEIGHTS_FILE)
 
 
 def _refuse_shapes(found: dict[int, tuple[TensorInfo, TensorInfo]], ranks: Sequence[int], targets: LoraTargets) -> None:
@@ -122,4 +123,4 @@ def _refuse_shapes(found: dict[int, tuple[TensorInfo, TensorInfo]], ranks: Seque
             rank.append(f"{target.path} has rank {a.shape[0]} in lora_A and {b.shape[1]} in lora_B, {r} by the config")
     if features:
         raise EngineError(Code.ADAPTER_MISMATCH, f"the adapter is for another base: {listed(features)}")
-    refuse(rank)
+    refuse(rank, WEIGHTS_FILE)

@@ -20,8 +20,9 @@ from .source import Identity, Source
 
 MAX_NAMES = 100_000
 MAX_RECIPES = 4_096
-_NAME = re.compile(r"[^\x00-\x1f\x7f]{1,256}")
-_FOLDER_NAME = re.compile(r"[^./\x00-\x1f\x7f][^/\x00-\x1f\x7f]{0,254}")
+_UNPRINTABLE = r"\x00-\x1f\x7f-\x9f\u2028\u2029\ud800-\udfff"
+_NAME = re.compile(rf"[^{_UNPRINTABLE}]{{1,256}}")
+_FOLDER_NAME = re.compile(rf"[^./{_UNPRINTABLE}][^/{_UNPRINTABLE}]{{0,254}}")
 
 
 @dataclass(slots=True)

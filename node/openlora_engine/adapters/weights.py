@@ -14,9 +14,9 @@ from torch import Tensor
 from .blob import Blob
 from .digest import Hash
 from .finite import bits_of, fits, is_number, magnitude
-from .folder import WEIGHTS_FILE, invalid
-from .header import listed
+from .folder import WEIGHTS_FILE
 from .plan import Placed, WeightPlan
+from .problems import invalid, listed
 
 CHUNK = 1 << 20
 """Bytes read at a time."""

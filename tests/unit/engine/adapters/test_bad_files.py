@@ -227,6 +227,11 @@ def test_a_wrong_shape_is_refused_by_name(tmp_path: Path, letter: str, shape: tu
     assert Q0 in error.message
 
 
+def test_names_from_strangers_are_made_printable(tmp_path: Path) -> None:
+    write_folder(tmp_path / "bad", {**plain_weights(TARGETS), "a\nERROR fake\x1b[2J": torch.zeros(1)}, plain_config())
+    assert refusal(tmp_path).message.isprintable()
+
+
 def test_all_offenders_are_counted_and_ten_are_named(tmp_path: Path) -> None:
     write_folder(tmp_path / "bad", plain_weights(TARGETS, r=8), plain_config(r=4))
     message = refusal(tmp_path).message

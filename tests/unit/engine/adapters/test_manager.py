@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import threading
 import tracemalloc
@@ -82,6 +83,7 @@ def test_names_are_listed_without_reading_and_known_once_asked_for(tmp_path: Pat
         plain_adapter(tmp_path / name, TARGETS, r=2)
     (tmp_path / "no adapter").mkdir()
     write_folder(tmp_path / ".hidden", None, plain_config())
+    write_folder(tmp_path / os.fsdecode(b"\xff\n"), None, plain_config())
     bench = Bench(tmp_path)
     manager = bench.manager
     assert [(info.name, info.digest, info.created) for info in manager.adapters()] == [
@@ -94,6 +96,12 @@ def test_names_are_listed_without_reading_and_known_once_asked_for(tmp_path: Pat
     assert (info := manager.adapters()[0]).rank == 2
     assert info.nbytes > 0
     bench.manager.close()
+
+
+def test_a_missing_folder_of_adapters_is_a_configuration_error(tmp_path: Path) -> None:
+    error = refusal(Bench, tmp_path / "nowhere")
+    assert error.code is Code.CONFIG_INVALID
+    assert "--adapters" in error.message
 
 
 def test_a_folder_that_comes_later_is_found_by_its_name(bench: Bench) -> None:
