@@ -50,8 +50,7 @@ class AdapterKind:
 QV_R8 = AdapterKind("qv-r8", Q_AND_V, (8,))
 ALL_R16 = AdapterKind("all-r16", ALL_LINEAR, (16,))
 KINDS = {
-    kind.name: kind
-    for kind in (QV_R8, ALL_R16, *(AdapterKind(f"qv-r{rank}", Q_AND_V, (rank,)) for rank in (16, 64)))
+    kind.name: kind for kind in (QV_R8, ALL_R16, *(AdapterKind(f"qv-r{rank}", Q_AND_V, (rank,)) for rank in (16, 64)))
 } | {"qv-mixed": AdapterKind("qv-mixed", Q_AND_V, MIXED_RANKS)}
 
 

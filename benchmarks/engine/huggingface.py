@@ -27,13 +27,12 @@ class HuggingFace:
     def __init__(self, model: Path, adapters: Mapping[str, Path] | None = None) -> None:
         self.name = "PEFT mixed batch" if adapters else "transformers generate"
         self._base: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32, local_files_only=True)
-        self._model = self._base
+        self._model: Any = self._base
         for name, folder in (adapters or {}).items():
             if self._model is self._base:
                 self._model = peft.PeftModel.from_pretrained(self._base, folder, adapter_name=name)
             else:
-                self._model.load_adapter(folder, adapter_name=name)
-        self._model.eval()
+                self._model.load_adapter(str(folder), adapter_name=name)
         self._adapters = bool(adapters)
 
     @torch.inference_mode()
@@ -92,6 +91,6 @@ class _Clock(StoppingCriteria):
         self._began = began
         self.times: list[float] = []
 
-    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:  # type: ignore[override]
+    def __call__(self, input_ids: torch.Tensor, scores: torch.Tensor, **_: Any) -> torch.Tensor:
         self.times.append(time.perf_counter() - self._began)
         return torch.zeros(input_ids.shape[0], dtype=torch.bool)

@@ -52,10 +52,8 @@ def closed_batch(
     """All at once, equal lengths, adapters in turn: what favours a static batch most. No adapters: base only."""
     draw = random.Random(f"closed {seed}")
     name = f"closed {requests}x{prompt}+{output}, {len(adapters)} adapters"
-    names = itertools.cycle(adapters or (None,))
-    return Workload(
-        name, tuple(Request(0.0, _prompt(draw, prompt), output, adapter) for adapter, _ in zip(names, range(requests)))
-    )
+    names = itertools.islice(itertools.cycle(adapters or (None,)), requests)
+    return Workload(name, tuple(Request(0.0, _prompt(draw, prompt), output, adapter) for adapter in names))
 
 
 def open_arrivals(

@@ -1,4 +1,4 @@
-"""Models and adapters in llama.cpp's format: the default model at other weight types, and PEFT folders as LoRA files."""
+"""Models and adapters in llama.cpp's format: the default model at any weight type, PEFT folders as LoRA files."""
 
 from __future__ import annotations
 
@@ -55,8 +55,8 @@ def _rewrite(source: Path, out: Path, weights: gguf.GGMLQuantizationType) -> Non
         writer.add_key_value(key, field.contents(), kind, field.types[-1] if kind == gguf.GGUFValueType.ARRAY else None)
     for tensor in reader.tensors:
         data = gguf.dequantize(tensor.data, tensor.tensor_type)
-        kind = weights if data.ndim == 2 else gguf.GGMLQuantizationType.F32
-        writer.add_tensor(tensor.name, gguf.quantize(data, kind), raw_dtype=kind)
+        stored = weights if data.ndim == 2 else gguf.GGMLQuantizationType.F32
+        writer.add_tensor(tensor.name, gguf.quantize(data, stored), raw_dtype=stored)
     _finish(writer)
 
 

@@ -1,4 +1,4 @@
-"""llama.cpp's server under its own Python: `build/peers/llamacpp/bin/python -m benchmarks.engine.peers.llamacpp_worker`.
+"""llama.cpp's server, under `build/peers/llamacpp/bin/python -m benchmarks.engine.peers.llamacpp_worker`.
 
 The server is the wheel's own, in this process, asked over loopback HTTP with one thread a request.
 """
@@ -74,15 +74,19 @@ class LlamaServer:
             "cache_prompt": False,
             "stream": True,
             "return_tokens": True,
+            "timings_per_token": True,
             "lora": scales,
         }
         time.sleep(max(0.0, began + request.arrival_s - time.perf_counter()))
         connection = http.client.HTTPConnection(self._address)
         connection.request("POST", "/completion", json.dumps(body), {"Content-Type": "application/json"})
         for line in connection.getresponse():
-            if line.startswith(b"data: ") and (tokens := json.loads(line[6:]).get("tokens")):
-                trace.token_times += [time.perf_counter() - began] * len(tokens)
-                trace.tokens += tokens
+            if line.startswith(b"data: "):
+                event = json.loads(line[6:])
+                # The stream holds tokens back while a character is incomplete and then names only the last: count them.
+                counted = event["timings"]["predicted_n"] - len(trace.token_times)
+                trace.token_times += [time.perf_counter() - began] * counted
+                trace.tokens += event["tokens"]
         connection.close()
 
 

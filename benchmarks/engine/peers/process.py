@@ -1,7 +1,8 @@
-"""A peer as a driver: its process started, fed workloads, and stopped between them so that it takes nothing from others."""
+"""A peer as a driver: its process started, fed workloads, and at rest between them so that it takes nothing."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import signal
@@ -29,14 +30,12 @@ class PeerFailed(Exception):
 class PeerProcess:
     """A running peer. The process group rests (SIGSTOP) except while it serves a workload."""
 
-    def __init__(
-        self, name: str, setup: PeerSetup, *, peer: str, environment: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, name: str, setup: PeerSetup, *, peer: str, environment: Mapping[str, str] | None = None) -> None:
         python = HOME / peer / "bin" / "python"
         if not (HOME / peer / "setup.stamp").exists():
             raise PeerMissing(f"{peer} is not installed: make bench-peers")
         self.name = name
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 (closed with the process)
         self._process = subprocess.Popen(
             [python, "-m", f"benchmarks.engine.peers.{peer}_worker"],
             cwd=ROOT,
@@ -79,7 +78,5 @@ class PeerProcess:
         raise PeerFailed(f"{self.name} ended:\n{log}")
 
     def _signal(self, number: int) -> None:
-        try:
+        with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, number)
-        except ProcessLookupError:
-            pass

@@ -1,4 +1,4 @@
-"""vLLM's engine under its own Python: `build/peers/vllm/bin/python -m benchmarks.engine.peers.vllm_worker`."""
+"""vLLM's engine, under `build/peers/vllm/bin/python -m benchmarks.engine.peers.vllm_worker`."""
 
 from __future__ import annotations
 
