@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from ..errors import Code, EngineError
 from .params import Constraint, ConstraintKind
+from .probe import LIMITS, GrammarProbe
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -29,17 +30,6 @@ WHITESPACE = r"[\x20\x0A\x0D\x09]{1,64}"
 """What may stand between JSON tokens: bounded, since models like to go on with blanks for ever."""
 
 _LONGEST_REASON = 300
-
-_LIMITS = llguidance.LLParserLimits(
-    initial_lexer_fuel=100_000,
-    step_lexer_fuel=20_000,
-    step_max_items=10_000,
-    max_lexer_states=10_000,
-    max_grammar_size=100_000,
-    verbose_errors=False,
-)
-"""What one grammar may cost: about 150 ms to compile, tens of ms in its worst step, 20 MB. With llguidance's defaults
-`(a{1000}){1000}` would hold a step up for seconds."""
 
 
 class Grammar:
@@ -109,23 +99,51 @@ class GrammarCompiler:
         self._vocab_size = vocab_size
         self._eos_token_ids = list(eos_token_ids)
         self._max_cached = max_cached
-        self._cached: OrderedDict[Constraint, Grammar] = OrderedDict()
+        self._cached: OrderedDict[Constraint, Grammar | EngineError] = OrderedDict()
         self._lock = threading.Lock()
+        self._probe = GrammarProbe()
 
     def compile(self, constraint: Constraint) -> Grammar:
-        """The grammar of a constraint; milliseconds, up to about 150. Raises BAD_REQUEST with the reason."""
+        """The grammar of a constraint. Milliseconds as a rule, seconds at most. Raises BAD_REQUEST with the reason."""
         with self._lock:
-            if (grammar := self._cached.get(constraint)) is not None:
+            known = self._cached.get(constraint)
+            if known is not None:
                 self._cached.move_to_end(constraint)
-                return grammar
             tokenizer = self._tokenizer  # built under the lock: once, the first constraint pays for it
-        grammar = Grammar(_compile(tokenizer, constraint, self._vocab_size))
+        if known is None:
+            try:
+                known = Grammar(self._compile(tokenizer, constraint))
+            except EngineError as error:
+                known = error
+            self._keep(constraint, known)
+        if isinstance(known, EngineError):
+            raise EngineError(known.code, known.message, param=known.param)
+        return known
+
+    def close(self) -> None:
+        """End the process that tries grammars."""
+        self._probe.close()
+
+    def _keep(self, constraint: Constraint, known: Grammar | EngineError) -> None:
         with self._lock:
-            self._cached[constraint] = grammar
+            self._cached[constraint] = known
             self._cached.move_to_end(constraint)
             if len(self._cached) > self._max_cached:
                 self._cached.popitem(last=False)
-        return grammar
+
+    def _compile(self, tokenizer: llguidance.LLTokenizer, constraint: Constraint) -> llguidance.LLMatcher:
+        try:
+            source = _source(constraint)
+            if not self._probe.survives(source):
+                raise _refused("it takes too long to build")
+            matcher = llguidance.LLMatcher(tokenizer, source, log_level=0, limits=LIMITS)
+        except ValueError as error:
+            raise _refused(str(error)) from None
+        # The first mask is the dearest one, since it builds the lexer's states: here and not in a step.
+        Matcher(matcher).fill(np.empty(-(-self._vocab_size // 32), dtype=np.int32))
+        if matcher.is_error():
+            raise _refused(matcher.get_error())
+        return matcher
 
     @cached_property
     def _tokenizer(self) -> llguidance.LLTokenizer:
@@ -139,23 +157,16 @@ class GrammarCompiler:
             ) from error
 
 
-def _compile(tokenizer: llguidance.LLTokenizer, constraint: Constraint, vocab_size: int) -> llguidance.LLMatcher:
-    try:
-        matcher = llguidance.LLMatcher(tokenizer, _source(constraint), log_level=0, limits=_LIMITS)
-    except ValueError as error:
-        raise _refused(str(error)) from None
-    # The first mask is the dearest one, since it builds the lexer's states: here and not in a step.
-    Matcher(matcher).fill(np.empty(-(-vocab_size // 32), dtype=np.int32))
-    if matcher.is_error():
-        raise _refused(matcher.get_error())
-    return matcher
-
-
 def _source(constraint: Constraint) -> str:
-    """The constraint in llguidance's own language."""
+    """The constraint in llguidance's own language. `\\d` and `\\w` are ASCII in regular expressions as in schemas."""
     if constraint.kind is ConstraintKind.REGEX:
-        return llguidance.LLMatcher.grammar_from_regex(constraint.grammar)
-    schema = '{"type": "object"}' if constraint.kind is ConstraintKind.JSON_OBJECT else constraint.grammar
+        ascii_ = llguidance.regex_to_lark(constraint.grammar, use_ascii="dw")
+        if not ascii_:  # Lark has no empty regular expression
+            return llguidance.LLMatcher.grammar_from_regex("")
+        return llguidance.LLMatcher.grammar_from_lark(f"start: /{ascii_}/")
+    schema = '{"type": "object"}' if constraint.kind is ConstraintKind.JSON_OBJECT else constraint.grammar.strip()
+    if schema == "true":  # llguidance takes options only with an object
+        schema = "{}"
     return llguidance.LLMatcher.grammar_from_json_schema(schema, defaults={"whitespace_pattern": WHITESPACE})
 
 
