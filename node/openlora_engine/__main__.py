@@ -29,7 +29,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Serve. Returns the exit code: 0 after a drain, 1 where it could not start (the reason is one line)."""
+    """Serve. Returns the exit code: 0 after a drain; what kept it from starting is one line, in `openlora`'s codes."""
     options = parser().parse_args(arguments)
     logging.basicConfig(
         level=options.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s: %(message)s", stream=sys.stdout
@@ -39,14 +39,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
     # torch takes seconds to import: --help and mistyped flags need not wait for it.
-    from .errors import EngineError
-    from .main import run
+    from .errors import Code, EngineError
+    from .launch import run
 
     try:
         return asyncio.run(run(options, os.environ))
     except EngineError as error:
         sys.stderr.write(f"openlora engine: {error.message} ({error.code.value})\n")
-        return 1
+        return {Code.CONFIG_INVALID: 3, Code.MODEL_UNSUPPORTED: 3, Code.DOES_NOT_FIT: 7}.get(error.code, 1)
     except KeyboardInterrupt:
         return 130
 
