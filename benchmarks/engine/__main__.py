@@ -17,9 +17,9 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 for library in ("torch", "torchao", "transformers"):  # before their import: that is when they are chatty
     logging.getLogger(library).setLevel(logging.ERROR)
 
-from . import closed, cold, grid, many, memory, report, rivals
-from .figure import Bench, Outcome
-from .machine import NOISY, watched
+from . import closed, cold, grid, many, memory, report, rivals  # noqa: E402
+from .figure import Bench, Outcome  # noqa: E402
+from .machine import NOISY, watched  # noqa: E402
 
 FIGURES: dict[str, Callable[[Bench], Outcome]] = {
     "closed": closed.closed,
