@@ -36,7 +36,8 @@ class TokenCounts:
 
     def add(self, token_id: int) -> None:
         """Count one output token. O(1)."""
-        self._counts[self._place_of(token_id)] += 1
+        place = self._place_of(token_id)  # may replace the arrays
+        self._counts[place] += 1
 
     def _place_of(self, token_id: int) -> int:
         place = self._place.get(token_id)

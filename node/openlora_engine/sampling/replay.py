@@ -1,4 +1,4 @@
-"""Seeds, and the replay of a choice by a verifier: plain numpy, no state, no device.
+"""A choice of a token replayed by a verifier: plain numpy, no state, no device.
 
 A token is a function of the request's parameters and seed, the choice's index, the tokens before it, and the logits:
 nothing else. openlora_kernels/philox.py and openlora_kernels/sampling.py specify it to the bit.
@@ -6,7 +6,6 @@ nothing else. openlora_kernels/philox.py and openlora_kernels/sampling.py specif
 
 from __future__ import annotations
 
-import secrets
 from collections.abc import Collection, Sequence
 
 import numpy as np
@@ -17,11 +16,6 @@ from openlora_kernels.sampling import min_s_of, reference
 from .params import SamplingParams
 from .penalties import penalised
 from .state import GREEDY_BELOW
-
-
-def draw_seed() -> int:
-    """A seed for a request that brings none: 64 bits from the system."""
-    return secrets.randbits(64)
 
 
 def replay(
