@@ -20,7 +20,7 @@ def test_second_run_does_nothing() -> None:
 
 def test_make_alone_prints_its_commands() -> None:
     result = subprocess.run(["make"], cwd=ROOT, capture_output=True, text=True, timeout=20, check=True)
-    for command in ("setup", "run", "test", "check", "bench", "clean"):
+    for command in ("setup", "run", "test", "check", "bench", "bench-peers", "clean"):
         assert f"make {command} " in result.stdout
 
 
