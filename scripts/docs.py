@@ -20,9 +20,16 @@ ROOMS = {
     "node/openlora_node/protocol": "What two machines must agree on to the byte. Pure.",
     "node/openlora_node/config": "The configuration.",
     "node/openlora_node/journal": "What must survive a crash.",
+    "node/openlora_node/network": "The peer-to-peer network: host, adverts, directory, routing.",
     "node/openlora_node/cli": "The `openlora` command: parse, call, print.",
     "node/openlora_engine": "The inference engine: its own process.",
-    "kernels/openlora_kernels": "The engine's kernels.",
+    "node/openlora_engine/scheduling": "What runs in the next step. No torch.",
+    "node/openlora_engine/adapters": "LoRA adapters from disk to device.",
+    "node/openlora_engine/models": "Base models, and where paged attention and LoRA enter them.",
+    "node/openlora_engine/sampling": "From logits to tokens and text.",
+    "node/openlora_engine/server": "The OpenAI dialect over one socket.",
+    "kernels/openlora_kernels": "The engine's kernels, one op a file.",
+    "kernels/openlora_kernels/csrc": "The CPU kernels in C++.",
     "chain/openlora_chain": "Everything that talks to the EVM chain.",
     "chain/openlora_chain/contracts": "One typed class a contract.",
     "chain/openlora_chain/devnet": "The embedded chain.",
@@ -31,8 +38,9 @@ ROOMS = {
     "configs": "Configuration to start from, and the demo.",
     "scripts": "What `make` calls.",
     "benchmarks": "What `make bench` runs.",
+    "benchmarks/engine": "The engine beside its rivals, on the same requests.",
 }
-ENDINGS = {".py", ".sol", ".cpp", ".yaml", ".sh", ".service", ".sql", ".mjs", ".cjs"}
+ENDINGS = {".py", ".sol", ".cpp", ".h", ".yaml", ".sh", ".service", ".sql", ".mjs", ".cjs"}
 
 
 def source_files(room: str, rooms: list[str]) -> list[Path]:
