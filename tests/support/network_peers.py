@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -13,7 +13,10 @@ from openlora_node.network.host import Host, HostOptions, open_host
 from openlora_node.protocol.crypto import LocalSigner
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
-QUICK = HostOptions(listen=LOOPBACK, ping_interval=0.2, frozen_after=0.6, dial_timeout=2.0, stream_timeout=2.0)
+QUICK = HostOptions(listen=LOOPBACK, ping_interval=0.2, handshake_timeout=20.0, dial_timeout=20.0)
+"""Patient enough for a busy machine."""
+IMPATIENT = replace(QUICK, frozen_after=0.6, stream_timeout=2.0)
+"""For tests of what is given up."""
 
 
 @dataclass
@@ -67,14 +70,14 @@ async def connect(a: Host, b: Host) -> None:
     await a.connect(b.id, b.addresses())
 
 
-async def until(condition: Callable[[], object], seconds: float = 10.0) -> None:
+async def until(condition: Callable[[], object], seconds: float = 30.0) -> None:
     """Wait for a state that has no event of its own."""
     with trio.fail_after(seconds):
         while not condition():
             await trio.sleep(0.01)
 
 
-def run(test: Callable[[], Awaitable[None]], seconds: float = 30.0) -> None:
+def run(test: Callable[[], Awaitable[None]], seconds: float = 90.0) -> None:
     """Run a trio test, bounded in time. Errors come out of their groups."""
 
     async def bounded() -> None:

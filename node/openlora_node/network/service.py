@@ -65,7 +65,8 @@ class Network:
         self._state = OwnState()
         self._followed: set[bytes] = set()
         self._max_waiting = max_waiting
-        self._waiting = 0
+        self._handed = 0  # written by the network's thread only, as `_taken` by the daemon's
+        self._taken = 0
         self._sessions: weakref.WeakSet[Session[Any]] = weakref.WeakSet()
         self._bridge = Bridge(self._body)
         self._bridge.on_state(self._changed)
@@ -203,12 +204,12 @@ class Network:
 
     async def _serve(self, stream: FramedStream[Any]) -> None:
         """In the network's thread: hand an inbound stream to the daemon, or refuse it when too many wait."""
-        if self._waiting >= self._max_waiting:
+        if self._handed - self._taken >= self._max_waiting:
             busy = OpenLoraError(ErrorCode.BUSY, retry_after_ms=1000)
             with trio.move_on_after(1):
                 await stream.send(ErrorReply.of(busy))
             return
-        self._waiting += 1
+        self._handed += 1
         session = Session(stream, self._loop)
         self._sessions.add(session)
         self._loop.call_soon_threadsafe(self.inbound.put_nowait, session)
@@ -217,15 +218,10 @@ class Network:
     async def accept(self) -> Session[Any]:
         """The next session that a peer opened."""
         session = await self.inbound.get()
-        self._bridge.post(self._accepted)
+        self._taken += 1
         return session
 
-    def _accepted(self, _life: Life) -> None:
-        self._waiting -= 1
-
     def _changed(self, state: BridgeState) -> None:
-        if state is BridgeState.RESTARTING:
-            self._waiting = self.inbound.qsize()
         if state in (BridgeState.RESTARTING, BridgeState.STOPPED):
             lost = OpenLoraError(ErrorCode.NODE_LOST, "the network stopped")
             for session in list(self._sessions):

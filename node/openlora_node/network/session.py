@@ -28,13 +28,13 @@ WRITE_BYTES = 1 << 16
 class Session(Generic[M]):
     """A stream as the daemon and the gateway see it. Ends by `close`, by the peer, or with the network."""
 
-    def __init__(self, stream: FramedStream[M], loop: asyncio.AbstractEventLoop, window: int = WINDOW_BYTES) -> None:
+    def __init__(self, stream: FramedStream[M], loop: asyncio.AbstractEventLoop, window: int | None = None) -> None:
         """Made in the network's thread; `run` must be started there."""
         self.peer: Peer = stream.peer
         self.protocol: StreamProtocol[M] = stream.protocol
         self._stream = stream
         self._loop = loop
-        self._window = window
+        self._window = WINDOW_BYTES if window is None else window
         self._token = trio.lowlevel.current_trio_token()
         # asyncio's side
         self._inbox: deque[tuple[M, int]] = deque()

@@ -32,7 +32,7 @@ from openlora_node.network.scores import Fault
 from openlora_node.network.stream import FramedStream
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.messages import ADVERT, INFER, AdvertMessage, Adverts, Filter, GetAdverts
-from support.network_peers import LOOPBACK, QUICK, Registry, connect, fresh_secret, hosts, run, until
+from support.network_peers import IMPATIENT, LOOPBACK, QUICK, Registry, connect, fresh_secret, hosts, run, until
 from support.network_worker import worker
 
 ECHO = "/test/echo/1"
@@ -153,7 +153,7 @@ def test_a_peer_whose_socket_takes_nothing_loses_its_connection(monkeypatch: pyt
     monkeypatch.setattr(patches, "WRITE_STALL_S", 0.2)
 
     async def test() -> None:
-        async with hosts(2) as (a, b):
+        async with hosts(2, IMPATIENT) as (a, b):
             await connect(a, b)
             connection = muxer(a, b)
 
@@ -217,7 +217,7 @@ def test_another_peer_at_the_address_is_refused() -> None:
 def test_a_frozen_peer_is_noticed_and_dropped() -> None:
     async def test() -> None:
         with worker() as (process, peer, address):
-            async with hosts(1) as (a,):
+            async with hosts(1, IMPATIENT) as (a,):
                 await a.connect(peer, [address])
                 stream = await a.open(peer, ADVERT)
                 await stream.ask(GetAdverts(), 5)
@@ -226,7 +226,7 @@ def test_a_frozen_peer_is_noticed_and_dropped() -> None:
                 process.send_signal(signal.SIGSTOP)
                 began = trio.current_time()
                 await until(lambda: not a.is_connected(peer), 5)
-                assert trio.current_time() - began < 3
+                assert trio.current_time() - began < 4
                 with pytest.raises(OpenLoraError) as error:
                     await stream.ask(GetAdverts(), 5)
                 assert error.value.code is ErrorCode.NODE_LOST
@@ -241,7 +241,7 @@ def test_a_frozen_peer_is_noticed_and_dropped() -> None:
 def test_opening_a_stream_to_a_frozen_peer_ends_in_time_and_drops_it() -> None:
     async def test() -> None:
         with worker() as (process, peer, address):
-            async with hosts(1, replace(QUICK, frozen_after=60.0, stream_timeout=0.5)) as (a,):
+            async with hosts(1, replace(IMPATIENT, frozen_after=60.0, stream_timeout=0.5)) as (a,):
                 await a.connect(peer, [address])
                 process.send_signal(signal.SIGSTOP)
                 with trio.fail_after(3):
@@ -257,7 +257,7 @@ def test_opening_a_stream_to_a_frozen_peer_ends_in_time_and_drops_it() -> None:
 def test_stopping_with_a_frozen_peer_takes_less_than_a_second() -> None:
     async def test() -> None:
         with worker() as (process, peer, address):
-            async with hosts(1) as (a,):
+            async with hosts(1, IMPATIENT) as (a,):
                 await a.connect(peer, [address])
                 process.send_signal(signal.SIGSTOP)
                 began = trio.current_time()
@@ -317,11 +317,13 @@ def test_a_peer_that_ignores_the_window_cannot_fill_memory(monkeypatch: pytest.M
             await connect(a, b)
             stream = await raw(a, b, ECHO)
             await entered.wait()
-            stream.muxed_stream.send_window = 1 << 40
-            with pytest.raises(Exception, match=r".*"), trio.fail_after(10):
-                while b.is_connected(a.id):
+            stream.muxed_stream.send_window = 1 << 40  # type: ignore[attr-defined]
+            sent = 0
+            with suppress(Exception):
+                while b.is_connected(a.id) and sent < 16 << 20:
                     await stream.write(bytes(1 << 18))
-                raise EOFError
+                    sent += 1 << 18
+            assert sent < 16 << 20
             await until(lambda: not b.is_connected(a.id))
 
     run(test)
