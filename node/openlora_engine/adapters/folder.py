@@ -53,7 +53,7 @@ class AdapterRoot:
         return pure.parts
 
     def names(self) -> Iterator[str]:
-        """Subfolders that hold an adapter's configuration: one look-up each, nothing is opened. Raises CONFIG_INVALID."""
+        """Subfolders that hold an adapter's configuration; one look-up each, no reading. Raises CONFIG_INVALID."""
         try:
             listing = os.scandir(self.path)
         except OSError:

@@ -11,7 +11,7 @@ from io import FileIO
 import torch
 from torch import Tensor
 
-from .blob import Blob
+from .blob import Blob, allocate
 from .digest import Hash
 from .finite import bits_of, fits, is_number, magnitude
 from .folder import WEIGHTS_FILE
@@ -74,14 +74,13 @@ def check_weights(file: HashingFile, plan: WeightPlan, storage: torch.dtype) -> 
 def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
     """Read all tensors into the blob, converted to its dtype, B transposed; then the scales. Raises ADAPTER_INVALID."""
     places = blob.bits
+    converted = _Converter(_chunk_bytes(plan), blob.dtype)
     for batch, data in _chunks(file, plan):
-        begin, itemsize = batch[0][0].begin, batch[0][0].dtype.itemsize
-        dtype = batch[0][0].dtype
-        stored = data if dtype is blob.dtype else _converted(data.view(dtype), blob.dtype).view(torch.uint8)
-        weights = bits_of(stored.numpy(), blob.dtype)
+        begin, dtype = batch[0][0].begin, batch[0][0].dtype
+        weights = bits_of(converted(data, dtype).numpy(), blob.dtype)
         for info, t, is_b in batch:
             # numpy transposes bits several times faster than torch does halves, and on one core.
-            source = weights[(info.begin - begin) // itemsize : (info.end - begin) // itemsize]
+            source = weights[(info.begin - begin) // dtype.itemsize : (info.end - begin) // dtype.itemsize]
             first = blob.placement.b[t] if is_b else blob.placement.a[t]
             place = places[first : first + len(source)]
             if is_b:
@@ -91,14 +90,36 @@ def read_weights(file: HashingFile, plan: WeightPlan, blob: Blob) -> None:
     blob.write_scales(plan.scales)
 
 
-def _converted(weights: Tensor, dtype: torch.dtype) -> Tensor:
-    # torch has vector code from and to float32 only.
-    return weights.float().to(dtype)
+class _Converter:
+    """Chunks in the storage dtype. Its buffers are mappings made once: torch's, taken and freed, fragment the heap."""
+
+    def __init__(self, chunk_bytes: int, storage: torch.dtype) -> None:
+        self._chunk_bytes = chunk_bytes
+        self._storage = storage
+        self._buffers: dict[torch.dtype, Tensor] = {}
+
+    def __call__(self, data: Tensor, dtype: torch.dtype) -> Tensor:
+        """uint8 → uint8; valid until the next call."""
+        weights = data.view(dtype)
+        if dtype is not self._storage:
+            # torch has vector code from and to float32 only.
+            for step in (torch.float32, self._storage):
+                weights = weights if weights.dtype is step else self._buffer(step, weights.numel()).copy_(weights)
+        return weights.view(torch.uint8)
+
+    def _buffer(self, dtype: torch.dtype, count: int) -> Tensor:
+        if dtype not in self._buffers:
+            self._buffers[dtype] = allocate(self._chunk_bytes // 2 * dtype.itemsize)
+        return self._buffers[dtype].view(dtype)[:count]
+
+
+def _chunk_bytes(plan: WeightPlan) -> int:
+    return max(CHUNK, *(info.end - info.begin for info, _, _ in plan.tensors))
 
 
 def _chunks(file: HashingFile, plan: WeightPlan) -> Iterator[tuple[Sequence[Placed], Tensor]]:
     """Runs of tensors of one dtype, of about CHUNK bytes, with their bytes: uint8, valid until the next ones."""
-    scratch = torch.empty(max(CHUNK, *(info.end - info.begin for info, _, _ in plan.tensors)), dtype=torch.uint8)
+    scratch = allocate(_chunk_bytes(plan))
     for batch in _batches(plan.tensors):
         data = scratch[: batch[-1][0].end - batch[0][0].begin]
         if file.readinto(data.numpy().data) < data.numel():
