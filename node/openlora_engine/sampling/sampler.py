@@ -75,9 +75,8 @@ class Sampler:
             return []
         table: Floats = logits.numpy()
         masks, mask_of = self._fill_masks(states)
-        broken = _broken_before_edits(table, states)
         undo = [
-            (row, *edit) for row, state in enumerate(states) if row not in broken for edit in _apply(table[row], state)
+            (row, *edit) for row, state in enumerate(states) if state.is_edited for edit in _apply(table[row], state)
         ]
         rows = np.array([state.row(row, mask_of[row]) for row, state in enumerate(states)], dtype=ROW)
         token_ids = sample(logits, rows, masks).tolist()
@@ -100,11 +99,6 @@ class Sampler:
                 _forbid_ends(words, state)
             mask_of[row] = number
         return self._masks, mask_of
-
-
-def _broken_before_edits(table: Floats, states: Sequence[SamplingState]) -> set[int]:
-    """Rows to be edited that hold a NaN or +inf: left as they are, so that no edit hides it."""
-    return {row for row, state in enumerate(states) if state.is_edited and not np.all(table[row] < np.inf)}
 
 
 def _apply(logits: Floats, state: SamplingState) -> list[Edit]:
@@ -152,9 +146,10 @@ def _with_logprobs(logits: Tensor, results: list[Sampled], states: Sequence[Samp
         return results
     counts = np.fromiter(wanted.values(), dtype=np.int32)
     tops, totals = likeliest(logits, np.fromiter(wanted, dtype=np.int32), counts)
-    for row, count, top, total in zip(wanted, counts, tops.tolist(), totals.tolist(), strict=True):
-        token_id, values = results[row].token_id, logits[row]
-        found = tuple(TokenLogprob(other, float(values[other]) - total) for other in top[:count] if other >= 0)
-        chosen = TokenLogprob(token_id, float(values[token_id]) - total)
-        results[row] = Sampled(token_id, ChosenLogprob(chosen, found))
+    table: Floats = logits.numpy()
+    for row, count, top, total in zip(wanted, counts, tops, totals, strict=True):
+        token_ids = [results[row].token_id, *top[:count][top[:count] >= 0].tolist()]
+        values = (table[row, token_ids].astype(np.float64) - total).tolist()
+        chosen, *found = (TokenLogprob(*pair) for pair in zip(token_ids, values, strict=True))
+        results[row] = Sampled(chosen.token_id, ChosenLogprob(chosen, tuple(found)))
     return results

@@ -103,7 +103,8 @@ class SamplingState:
             penalties = (params.repetition_penalty, params.frequency_penalty, params.presence_penalty)
             yield token_ids, penalised(logits[token_ids], self._counts.counts, *penalties)
         if self.forbids_ends and self.matcher is None:
-            yield self._ends, np.full(len(self._ends), -np.inf, dtype=np.float32)
+            held = logits[self._ends]
+            yield self._ends, np.where(held < np.inf, np.float32(-np.inf), held)  # what is broken stays visible
 
     def accept(self, token_id: int) -> None:
         """Go on to the next step with this output token."""
