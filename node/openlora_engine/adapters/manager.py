@@ -54,7 +54,11 @@ class AdapterStats:
 
 
 class AdapterManager:
-    """Adapters of one base. `host` is the scheduler's HostTier, `slots` its SlotLoader."""
+    """Adapters of one base. `host` is the scheduler's HostTier, `slots` its SlotLoader.
+
+    `on_forget(digest)` is called, on any thread and under no lock, when the last name of a digest has gone (unloaded,
+    or its files were replaced): nobody can ask for it any more, so its slot need not stay pinned.
+    """
 
     def __init__(
         self,
@@ -68,7 +72,7 @@ class AdapterManager:
         wake: Callable[[], None] = lambda: None,
         now: Callable[[], float] = time.time,
     ) -> None:
-        self._storage = storage
+        self.on_forget: Callable[[str], None] = lambda _digest: None
         self._root = AdapterRoot(adapters) if adapters is not None else None
         self._max_mix_adapters = max_mix_adapters
         self._registry = AdapterRegistry(self._root, now)
@@ -223,7 +227,9 @@ class AdapterManager:
 
     def _forget(self, digest: str | None) -> None:
         if digest is not None:
+            self.host.unpin(digest)
             self._cache.discard(digest)
+            self.on_forget(digest)
 
     def _info(self, named: NamedAdapter) -> AdapterInfo:
         identity = named.identity

@@ -164,6 +164,25 @@ def test_an_unloaded_name_is_gone_until_it_is_loaded_again(bench: Bench) -> None
     assert manager.resolve("a") == digest
 
 
+def test_a_pin_ends_with_the_last_name(bench: Bench) -> None:
+    manager, forgotten = bench.manager, []
+    manager.on_forget = forgotten.append
+    for name in ("a", "b"):
+        bench.add(name, seed=1)
+    digest = manager.resolve("a")
+    assert manager.resolve("b") == digest
+    manager.pin(digest)
+    manager.unload("b")
+    assert manager.host.is_pinned(digest)
+    assert not forgotten
+    bench.add("a", seed=2)
+    assert manager.resolve("a") != digest
+    assert not manager.host.is_pinned(digest)
+    assert forgotten == [digest]
+    bench.bring(manager.resolve("a"))
+    assert manager.tier_of(digest) == "disk"
+
+
 def test_two_names_of_one_content_share_it(bench: Bench) -> None:
     manager = bench.manager
     for name in ("a", "b"):
