@@ -76,8 +76,8 @@ class EngineConfig:
     host_cache: int = size(4 << 30, "Host memory for adapters (least recently used leave).", low=1 << 20)
     max_adapter_size: int = size(2 << 30, "Largest adapter file.", low=1 << 10)
 
-    max_queue: int = option(1024, "Requests that may wait, all tenants.", low=1)
-    max_queue_per_tenant: int = option(256, "Requests that one tenant may have waiting.", low=1)
+    max_queue: int = option(1024, "Sequences that may wait, all tenants; each of a request's n choices is one.", low=1)
+    max_queue_per_tenant: int = option(256, "Sequences that one tenant may have waiting.", low=1)
     max_wait_s: float = option(10.0, "A request that waited longer goes before fairness.")
     stream_buffer: int = option(256, "Events a slow reader may lag before its sequence pauses.", low=1)
 
@@ -92,6 +92,10 @@ class EngineConfig:
                 raise invalid(item.name, f"must be one of {', '.join(allowed)}")
         if self.max_queue_per_tenant > self.max_queue:
             raise invalid("max_queue_per_tenant", "must not exceed --max-queue")
+        if self.max_num_batched_tokens < self.max_num_seqs:
+            raise invalid(
+                "max_num_batched_tokens", "must be at least --max-num-seqs: every sequence decodes a token a step"
+            )
         if self.max_wait_s <= 0:
             raise invalid("max_wait_s", "must be above 0")
         for module in self.lora_modules:

@@ -56,6 +56,7 @@ def test_flags_override() -> None:
     [
         ({"max_num_seqs": 0}, "--max-num-seqs"),
         ({"max_num_batched_tokens": 1}, "--max-num-batched-tokens"),
+        ({"max_num_batched_tokens": 16, "max_num_seqs": 17}, "--max-num-batched-tokens"),
         ({"max_loras": 0}, "--max-loras"),
         ({"max_lora_rank": 0}, "--max-lora-rank"),
         ({"host_cache": 5}, "--host-cache"),
