@@ -204,6 +204,7 @@ class EngineService:
         self._engine.wake()
         await asyncio.to_thread(self._thread.join)
         self._compilers.shutdown(cancel_futures=True)
+        self._grammars.close()
         self._engine.close()
 
 
