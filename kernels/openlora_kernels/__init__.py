@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+# ruff: noqa: E402 - the first lines must run before torch is imported
+from .openmp import limit_spinning
+
+SPINNING_IS_LIMITED = limit_spinning()
+"""False where torch was imported before this package: steps then suffer when other processes want the cores too."""
+
 from .activation import gelu_tanh_mul, silu_mul
 from .attention import AttentionBatch, paged_attention, write_kv
 from .decoder import DecoderLayer, DecoderWorkspace, LayerLora, decoder_layer_
@@ -12,6 +18,7 @@ from .norm import rms_norm
 from .rope import rope_, rope_and_write_kv
 
 __all__ = [
+    "SPINNING_IS_LIMITED",
     "AttentionBatch",
     "BlobLayout",
     "DecoderLayer",

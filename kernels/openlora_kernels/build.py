@@ -30,6 +30,7 @@ FLAGS = (
 )
 MACHINES = ("x86_64", "AMD64")
 TIMEOUT_S = 600
+KEPT = 8
 
 
 class BuildError(Exception):
@@ -96,7 +97,15 @@ def _build_once(command: str, files: list[Path], target: Path) -> Path:
         with tempfile.TemporaryDirectory(dir=target.parent, prefix=".build-") as folder:
             built = _compile(command, files, Path(folder))
             built.replace(target)
+        _forget_old(target)
     return target
+
+
+def _forget_old(newest: Path) -> None:
+    """Keep the last few libraries: other work trees and compilers may use them. A mapped file outlives its name."""
+    built = sorted(newest.parent.glob("openlora-*.so"), key=lambda path: path.stat().st_mtime, reverse=True)
+    for path in built[KEPT:]:
+        path.unlink(missing_ok=True)
 
 
 @contextmanager

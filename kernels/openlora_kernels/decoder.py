@@ -148,11 +148,13 @@ def decoder_layer_(
     sin: Tensor,
     workspace: DecoderWorkspace,
     lora: LayerLora | None = None,
+    next_caches: tuple[Tensor, Tensor] | None = None,
 ) -> None:
     """Run one layer on the residual stream `hidden` [T, hidden_size], in place; writes keys and values to the caches.
 
-    cos, sin: [T, rotary_dim] or [T, rotary_dim / 2]. A row's result is bit-equal whatever else is in the batch (native
-    path). Raises ValueError where T exceeds the workspace or an index of the batch lies outside the caches.
+    cos, sin: [T, rotary_dim] or [T, rotary_dim / 2]. next_caches: the next layer's, of the same shape, fetched into the
+    processor's caches while this layer computes (a hint). A row's result is bit-equal whatever else is in the batch
+    (native path). Raises ValueError where T exceeds the workspace or an index of the batch lies outside the caches.
     """
     tokens = hidden.shape[0]
     if tokens > workspace.max_tokens:
@@ -166,6 +168,7 @@ def decoder_layer_(
         return
     _decoder_layer(
         *(layer.native, workspace.address, hidden.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
+        *((None, None) if next_caches is None else (next_caches[0].data_ptr(), next_caches[1].data_ptr())),
         *(k_cache.shape[0], k_cache.shape[1]),
         *(batch.cu_seqlens_q.data_ptr(), batch.seq_lens.data_ptr(), batch.block_tables.data_ptr()),
         *(batch.slot_mapping.data_ptr(), batch.seq_lens.shape[0], tokens, batch.block_tables.shape[1]),
@@ -262,7 +265,7 @@ class _NativeWorkspace(ctypes.Structure):
 
 _decoder_layer = function(
     "ol_decoder_layer",
-    *(*[POINTER] * 5, *[INT] * 2, *[POINTER] * 4, *[INT] * 3, *[POINTER] * 2, INT),
+    *(*[POINTER] * 7, *[INT] * 2, *[POINTER] * 4, *[INT] * 3, *[POINTER] * 2, INT),
     *(*[POINTER] * 3, INT, *[POINTER] * 4, INT),
 )
 

@@ -30,6 +30,8 @@ SWITCH = "OPENLORA_KERNELS"
 POINTER, INT, FLOAT = ctypes.c_void_p, ctypes.c_int64, ctypes.c_float
 """Argument types of the C functions: every integer is an int64_t."""
 
+HUGE_PAGE = 2 << 20
+
 BAD_ARGUMENT, OUT_OF_MEMORY = -1, -2
 
 
@@ -119,15 +121,22 @@ def num_threads() -> int:
 
 
 def huge_empty(nbytes: int) -> torch.Tensor:
-    """Uninitialised uint8 [nbytes] in host memory, 4096-byte aligned, on huge pages where the system grants them.
+    """Zeroed uint8 [nbytes] in host memory of its own, on huge pages where the system grants them.
 
-    For what is streamed every step (packed weights, adapters): fewer TLB misses than torch.empty. Zeroed by the system.
+    For what is streamed every step (packed weights, adapters): with 4 KiB pages a decode step of one token took 20%
+    longer. Starts on a huge page; a tail of less than three quarters of one stays on small pages, so that at most
+    512 KiB are wasted. Below one huge page: aligned to 4096 bytes.
     """
-    memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE") and nbytes >= 1 << 21:
-        with suppress(OSError):  # a kernel without huge pages: ordinary ones do
-            memory.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(memory, dtype=torch.uint8, count=nbytes) if nbytes else torch.empty(0, dtype=torch.uint8)
+    if nbytes < HUGE_PAGE or not hasattr(mmap, "MADV_HUGEPAGE"):
+        memory = mmap.mmap(-1, max(nbytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        return torch.frombuffer(memory, dtype=torch.uint8)[:nbytes]
+    memory = mmap.mmap(-1, nbytes + 2 * HUGE_PAGE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    whole = torch.frombuffer(memory, dtype=torch.uint8)
+    start = -whole.data_ptr() % HUGE_PAGE
+    huge = (nbytes + HUGE_PAGE // 4) // HUGE_PAGE * HUGE_PAGE
+    with suppress(OSError):  # a kernel without huge pages: ordinary ones do
+        memory.madvise(mmap.MADV_HUGEPAGE, start, huge)
+    return whole[start : start + nbytes]
 
 
 def _load() -> tuple[Native | None, str]:

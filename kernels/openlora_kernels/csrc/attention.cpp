@@ -1,5 +1,5 @@
-// Paged attention: a tile of query rows (tokens x the heads that share a key-value head) against blocks of 128 keys, read
-// where they lie. FlashAttention's online softmax (arXiv 2205.14135), the split over keys of Flash-Decoding.
+// Paged attention: a tile of query rows (tokens x the heads that share a key-value head) against blocks of 128 keys,
+// read where they lie. FlashAttention's online softmax (arXiv 2205.14135), the split over keys of Flash-Decoding.
 //
 // A row's result depends on its query and its keys alone: blocks of keys are cut at absolute positions, each gives a
 // partial result (maximum, sum, weighted values) summed from zero, and partials are merged in order of position. So
@@ -13,6 +13,7 @@ namespace {
 
 constexpr i64 KEYS = 128;      // of a block; scores of a tile and its K or V share L1 and L2
 constexpr i64 TILE_ROWS = 48;  // tokens x heads of a group
+constexpr i64 AHEAD = 12;       // keys fetched before their use
 constexpr i64 MAX_SPLIT_BYTES = 64 << 20;
 constexpr float NEVER = -std::numeric_limits<float>::infinity();
 
@@ -83,11 +84,20 @@ void scores4(const float* q, i64 D, const float* const* k, float* s) {
     _mm_storeu_ps(s + i * KEYS, sum8_of_4(sum[i][0], sum[i][1], sum[i][2], sum[i][3]));
 }
 
-// s [rows][KEYS] = q k^T for the first `count` keys, rounded up to four by repeating the last.
+void fetch(const float* p, i64 count) {
+  for (i64 d = 0; d < count; d += 16) _mm_prefetch(reinterpret_cast<const char*>(p + d), _MM_HINT_T0);
+}
+
+// s [rows][KEYS] = q k^T for the first `count` keys, rounded up to four by repeating the last. Fetches keys ahead and
+// the values that weighted_values is about to read: the hardware does not see through the stride between tokens.
 void scores(const Tile& t, const float* q, const i64* offsets, i64 count, float* s) {
   const i64 D = t.job->D;
   for (i64 j = 0; j < count; j += 4) {
     const float* k[4];
+    for (i64 u = j; u < std::min(j + 4, count); u++) {
+      fetch(t.job->k_cache + offsets[std::min(u + AHEAD, count - 1)], D);
+      fetch(t.job->v_cache + offsets[u], D);
+    }
     for (i64 u = 0; u < 4; u++) k[u] = t.job->k_cache + offsets[std::min(j + u, count - 1)];
     i64 i = 0;
     for (; i + 3 <= t.rows; i += 3) scores4<3>(q + i * D, D, k, s + i * KEYS + j);
@@ -106,7 +116,10 @@ void weigh(const Attention& a, float* s, i64 low, i64 high, i64 count, float& ma
                          _mm256_cmpgt_epi32(_mm256_set1_epi32(static_cast<int>(high)), index)));
   };
   __m256 top = _mm256_set1_ps(NEVER);
-  for (i64 j = 0; j < count; j += 8) {
+  i64 plain = 0;  // scores that need no mask and no cap
+  if (low <= 0 && a.softcap == 0.0f)
+    for (; plain < std::min(high, count) / 8 * 8; plain += 8) top = _mm256_max_ps(top, load8(s + plain));
+  for (i64 j = plain; j < count; j += 8) {
     __m256 v = load8(s + j);
     if (a.softcap != 0.0f)
       v = _mm256_mul_ps(_mm256_set1_ps(a.softcap), tanh8(_mm256_div_ps(v, _mm256_set1_ps(a.softcap))));
@@ -276,7 +289,9 @@ void attend_whole(Team& team, const Attention& a, const AttentionPlan& plan) {
 void attend_split(Team& team, const Attention& a, const AttentionPlan& plan) {
   const i64 tiles = plan.tiles[a.S], rows = plan.tile * (a.H / a.KV), stride = Partial::floats(rows, a.D);
   TileScratch scratch(plan.scratch + team.rank * tile_floats(a, plan.tile), rows, a.D);
-  const auto partial = [&](i64 block, i64 kv) { return Partial::at(plan.partial + (block * a.KV + kv) * stride, rows); };
+  const auto partial = [&](i64 block, i64 kv) {
+    return Partial::at(plan.partial + (block * a.KV + kv) * stride, rows);
+  };
   team.share(plan.blocks[tiles] * a.KV, 1, [&](i64 begin, i64 end) {
     for (i64 item = begin; item < end; item++) {
       const i64 block = item / a.KV, n = find(plan.blocks, tiles, block);
@@ -340,6 +355,16 @@ bool valid(const Attention& a) {
     }
   }
   return true;
+}
+
+void attention_fetch(const Attention& a, const float* cache, Fetch& fetch) {
+  const i64 token = a.KV * a.D, block_tokens = a.block_size;
+  for (i64 s = 0; s < a.S; s++)
+    for (i64 begin = 0; begin < a.seq_lens[s]; begin += block_tokens) {
+      const i64 block = a.block_tables[s * a.max_blocks + begin / block_tokens];
+      const i64 tokens = std::min<i64>(block_tokens, a.seq_lens[s] - begin);
+      fetch.add(cache + block * block_tokens * token, tokens * token * 4);
+    }
 }
 
 i64 attention_scratch(const Attention& a, i64 threads) {

@@ -1,6 +1,6 @@
 // Causal attention over a paged cache [num_blocks, block_size, KV, D] for a ragged batch.
 #pragma once
-#include "team.h"
+#include "fetch.h"
 
 namespace ol {
 
@@ -30,6 +30,8 @@ struct AttentionPlan {
 };
 
 bool valid(const Attention& job);
+// The part of a cache (this layer's or another's of the same shape) that the batch will read.
+void attention_fetch(const Attention& job, const float* cache, Fetch& fetch);
 i64 attention_scratch(const Attention& job, i64 threads);  // bytes
 void attention_plan(const Attention& job, i64 threads, void* scratch, AttentionPlan& plan);
 void attention(Team& team, const Attention& job, const AttentionPlan& plan);

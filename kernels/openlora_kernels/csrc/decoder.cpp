@@ -36,7 +36,10 @@ struct Adapters {
   const Segments* segments;  // nullptr: none in this batch
   const LoraGroup* groups[4];
   LoraPlan plans[4];
+  Fetch fetch[4];  // for each projection's GEMM: its adapters, and keys and values of the next layer
 };
+
+constexpr i64 FETCH_FROM = 12;  // rows from which a GEMM leaves bandwidth idle
 
 enum Projection { QKV, O, GATE_UP, DOWN };
 
@@ -53,7 +56,7 @@ struct Run {
   // y = or += x W^T and LoRA; complete after the next barrier. Shrink reads x alone, so it needs no barrier before it.
   void project(const Linear& linear, Projection which, const float* x, float* y, bool accumulate) {
     gemm(team, {linear.packed, linear.bias, x, linear.in_features, y, linear.out_features, batch.T, linear.in_features,
-                linear.out_features, accumulate});
+                linear.out_features, accumulate, &adapters.fetch[which]});
     if (adapters.segments)
       lora(team, {adapters.groups[which], adapters.segments, x, linear.in_features, y, linear.out_features},
            adapters.plans[which]);
@@ -66,7 +69,8 @@ struct Run {
     team.barrier();
     if (direct) return;
     const i64 width = linear.out_features;
-    add_scaled(team, work.projected, width, post_norm, layer.eps, layer.residual_multiplier, hidden, width, batch.T, width);
+    add_scaled(team, work.projected, width, post_norm, layer.eps, layer.residual_multiplier, hidden, width, batch.T,
+               width);
     team.barrier();
   }
 
@@ -126,11 +130,12 @@ using ol::i32;
 using ol::i64;
 
 OL_API int ol_decoder_layer(const ol::Layer* layer, const ol::Workspace* work, float* hidden, float* k_cache,
-                            float* v_cache, i64 num_blocks, i64 block_size, const i32* cu_seqlens, const i32* seq_lens,
-                            const i32* block_tables, const i64* slot_mapping, i64 S, i64 T, i64 max_blocks,
-                            const float* cos, const float* sin, i64 ld_table, const i32* rows, const i32* offsets,
-                            const i32* slots, i64 segment_count, const ol::LoraGroup* qkv, const ol::LoraGroup* o,
-                            const ol::LoraGroup* gate_up, const ol::LoraGroup* down, i64 threads) {
+                            float* v_cache, const float* next_k_cache, const float* next_v_cache, i64 num_blocks,
+                            i64 block_size, const i32* cu_seqlens, const i32* seq_lens, const i32* block_tables,
+                            const i64* slot_mapping, i64 S, i64 T, i64 max_blocks, const float* cos, const float* sin,
+                            i64 ld_table, const i32* rows, const i32* offsets, const i32* slots, i64 segment_count,
+                            const ol::LoraGroup* qkv, const ol::LoraGroup* o, const ol::LoraGroup* gate_up,
+                            const ol::LoraGroup* down, i64 threads) {
   using namespace ol;
   static thread_local Arena arena;
   const Attention attention_job{
@@ -139,7 +144,7 @@ OL_API int ol_decoder_layer(const ol::Layer* layer, const ol::Workspace* work, f
       max_blocks,     num_blocks,              block_size,     layer->heads,         layer->kv_heads, layer->head_dim,
       layer->window,  layer->scale,            layer->softcap};
   const Segments segments{rows, offsets, slots, segment_count};
-  Adapters adapters{segment_count ? &segments : nullptr, {qkv, o, gate_up, down}, {}};
+  Adapters adapters{segment_count ? &segments : nullptr, {qkv, o, gate_up, down}, {}, {}};
   if (T > work->max_tokens || !valid(attention_job) || !valid_slots(slot_mapping, T, num_blocks * block_size))
     return BAD_ARGUMENT;
   const Linear* linears[4] = {&layer->qkv, &layer->o, &layer->gate_up, &layer->down};
@@ -148,7 +153,8 @@ OL_API int ol_decoder_layer(const ol::Layer* layer, const ol::Workspace* work, f
       return BAD_ARGUMENT;
 
   const i64 attention_bytes = ceil_div(attention_scratch(attention_job, threads), 64) * 64;
-  i64 bytes = attention_bytes, at[4];
+  const i64 ranges = T >= FETCH_FROM ? 2 * segment_count + 64 + 8 * S : 0;
+  i64 bytes = attention_bytes + 4 * Fetch::bytes(ranges), at[4];
   for (int i = 0; i < 4 && adapters.segments; i++) {
     at[i] = bytes;
     bytes += lora_scratch(*adapters.groups[i], segments);
@@ -160,6 +166,12 @@ OL_API int ol_decoder_layer(const ol::Layer* layer, const ol::Workspace* work, f
   for (int i = 0; i < 4 && adapters.segments; i++)
     lora_plan(*adapters.groups[i], segments, memory + at[i], adapters.plans[i]);
 
+  for (int i = 0; i < 4; i++) {
+    Fetch& fetch = adapters.fetch[i];
+    fetch.place(memory + attention_bytes + i * Fetch::bytes(ranges), ranges);
+    if (adapters.segments) lora_fetch(*adapters.groups[i], segments, fetch);
+    if (next_k_cache && i >= GATE_UP) attention_fetch(attention_job, i == GATE_UP ? next_k_cache : next_v_cache, fetch);
+  }
   const Batch batch{slot_mapping, cos, sin, ld_table, T};
   run(threads, [&](Team& team) {
     Run{team, *layer, *work, batch, adapters, hidden, k_cache, v_cache, attention_job, plan}();

@@ -1,7 +1,7 @@
 // Packed float32 GEMM for 1 to some hundred rows, where MKL is far from both roofs (compute and memory).
 //
-// A row's result depends on the row, K and N alone: the blocks of K are cut by K only, every block is summed from zero in
-// order of k and then added to y. Rows, threads and tiles never meet in one sum.
+// A row's result depends on the row, K and N alone: the blocks of K are cut by K only, every block is summed from zero
+// in order of k and then added to y. Rows, threads and tiles never meet in one sum.
 #include "gemm.h"
 
 namespace ol {
@@ -32,10 +32,13 @@ inline __attribute__((always_inline)) void step(__m256 (&sum)[ROWS][3], const fl
   }
 }
 
-// Cache lines that the tiles fetch ahead of their use, `rate` for every four k.
+// Cache lines that tiles fetch, at most so many for every four k: the weights' next block, and what Gemm::fetch asks.
 struct Ahead {
   const char* line;
   int rate;
+  const char* other;
+  i64 others;
+  int other_rate;
 };
 
 struct Tile {
@@ -55,10 +58,12 @@ void compute(const Tile& t, Ahead& ahead) {
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < 3; j++) sum[i][j] = _mm256_setzero_ps();
   const float *a = t.a, *b = t.b;
   const i64 lda = t.lda;
-  const char* line = ahead.line;
+  const char *line = ahead.line, *other = ahead.other;
+  const char* const other_end = other + ahead.others * LINE;
   i64 k = t.k;
   for (; k >= 4; k -= 4, a += 4) {
-    for (int i = 0; i < ahead.rate; i++, line += 64) _mm_prefetch(line, _MM_HINT_T0);
+    for (int i = 0; i < ahead.rate; i++, line += LINE) _mm_prefetch(line, _MM_HINT_T0);
+    for (int i = 0; i < ahead.other_rate && other < other_end; i++, other += LINE) _mm_prefetch(other, _MM_HINT_T1);
     UNROLL for (int u = 0; u < 4; u++, b += NR) step<ROWS>(sum, a + u, lda, b);
   }
   for (; k > 0; k--, a++, b += NR) step<ROWS>(sum, a, lda, b);
@@ -97,19 +102,38 @@ void compute_narrow(i64 rows, i64 columns, const Tile& tile, Ahead& ahead) {
   for (i64 i = 0; i < rows; i++) std::memcpy(tile.c + i * tile.ldc, c + i * NR, sizeof(float) * columns);
 }
 
-// Rows [m0, m0 + m) of one panel. While a block is used, the one after it comes into the cache; a single row tile only
-// streams, and the hardware's prefetcher alone does that best (measured 5% above any software distance).
+// Rows [m0, m0 + m) of one panel. While a block of it is used, the one after it comes into the cache; a single row tile
+// only streams, and the hardware's prefetcher alone does that best (measured 5% above any software distance).
 void panel(const Gemm& g, i64 p, i64 m0, i64 m, i64 KB, bool last) {
-  const i64 columns = std::min(NR, g.N - p * NR);
+  const i64 columns = std::min(NR, g.N - p * NR), tiles = ceil_div(m, MR);
+  Fetch::Cursor cursor;
+  i64 others = 0;  // lines of g.fetch a tile: every panel has its share of them
+  if (g.fetch && m0 == 0) {
+    const i64 panels = ceil_div(g.N, NR), lines = g.fetch->lines();
+    const i64 begin = lines * p / panels, end = lines * (p + 1) / panels;
+    cursor = Fetch::Cursor(*g.fetch, begin, end);
+    others = ceil_div(end - begin, tiles * ceil_div(g.K, KB));
+  }
   for (i64 k0 = 0; k0 < g.K; k0 += KB) {
-    const i64 kb = std::min(KB, g.K - k0);
+    const i64 kb = std::min(KB, g.K - k0), steps = std::max<i64>(1, kb / 4);
     const float* b = g.packed + (p * g.K + k0) * NR;
-    const i64 lines = ceil_div(kb * NR * 4, 64), chances = std::max<i64>(1, ceil_div(m, MR) * (kb / 4));
-    Ahead ahead{reinterpret_cast<const char*>(b + kb * NR), static_cast<int>(ceil_div(lines, chances))};
-    if (m <= MR || (last && k0 + kb == g.K)) ahead.rate = 0;
+    Ahead ahead{};
+    if (tiles > 1 && !(last && k0 + kb == g.K)) {
+      ahead.line = reinterpret_cast<const char*>(b + kb * NR);
+      ahead.rate = static_cast<int>(ceil_div(ceil_div(kb * NR * 4, LINE), tiles * steps));
+    }
+    ahead.other_rate = static_cast<int>(ceil_div(others, steps));
     for (i64 i = 0; i < m; i += MR) {
-      const Tile tile{g.x + (m0 + i) * g.ldx + k0,           g.ldx, b, kb, g.y + (m0 + i) * g.ldy + p * NR, g.ldy,
-                      k0 == 0 && g.bias ? g.bias + p * NR : nullptr, k0 > 0 || g.accumulate};
+      Tile tile{};
+      tile.a = g.x + (m0 + i) * g.ldx + k0;
+      tile.lda = g.ldx;
+      tile.b = b;
+      tile.k = kb;
+      tile.c = g.y + (m0 + i) * g.ldy + p * NR;
+      tile.ldc = g.ldy;
+      tile.bias = g.bias && k0 == 0 ? g.bias + p * NR : nullptr;
+      tile.add = g.accumulate || k0 > 0;
+      if (others) ahead.others = cursor.next(others, ahead.other);
       const i64 rows = std::min(MR, m - i);
       columns == NR ? compute(rows, tile, ahead) : compute_narrow(rows, columns, tile, ahead);
     }
@@ -138,14 +162,16 @@ void gemm_pack(Team& team, const float* weight, i64 ldw, float* packed, i64 K, i
 
 }  // namespace ol
 
-OL_API int ol_gemm(const float* packed, const float* bias, const float* x, ol::i64 ldx, float* y, ol::i64 ldy, ol::i64 M,
-                   ol::i64 K, ol::i64 N, ol::i64 accumulate, ol::i64 threads) {
+using ol::i64;
+
+OL_API int ol_gemm(const float* packed, const float* bias, const float* x, i64 ldx, float* y, i64 ldy, i64 M, i64 K,
+                   i64 N, i64 accumulate, i64 threads) {
   const ol::Gemm job{packed, bias, x, ldx, y, ldy, M, K, N, accumulate != 0};
   ol::run(threads, [&](ol::Team& team) { ol::gemm(team, job); });
   return ol::OK;
 }
 
-OL_API int ol_gemm_pack(const float* weight, ol::i64 ldw, float* packed, ol::i64 K, ol::i64 N, ol::i64 threads) {
+OL_API int ol_gemm_pack(const float* weight, i64 ldw, float* packed, i64 K, i64 N, i64 threads) {
   ol::run(threads, [&](ol::Team& team) { ol::gemm_pack(team, weight, ldw, packed, K, N); });
   return ol::OK;
 }

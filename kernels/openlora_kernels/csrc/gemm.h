@@ -1,6 +1,6 @@
 // y = x W^T: weights packed in panels of NR columns, [ceil(N / NR)][K][NR], zeros behind column N.
 #pragma once
-#include "team.h"
+#include "fetch.h"
 
 namespace ol {
 
@@ -14,7 +14,8 @@ struct Gemm {
   float* y;  // [M, N], rows ldy apart
   i64 ldy;
   i64 M, K, N;
-  bool accumulate;  // y += instead of y =
+  bool accumulate;               // y += instead of y =
+  const Fetch* fetch = nullptr;  // read along the way for what follows
 };
 
 void gemm(Team& team, const Gemm& job);

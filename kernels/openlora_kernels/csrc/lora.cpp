@@ -10,6 +10,8 @@ namespace {
 constexpr i64 ROW_BLOCK = 48, RANK_BLOCK = 8, COLUMN_BLOCK = 384;  // of one work item
 
 #define UNROLL _Pragma("GCC unroll 12")
+// Keeps GCC from reading an operand again for every FMA.
+#define IN_REGISTER(x) __asm__("" : "+x"(x))
 
 i64 total_rank(const LoraGroup& g, i64 slot) {
   i64 total = 0;
@@ -24,20 +26,32 @@ i64 column_blocks(const LoraGroup& g, i64 slot) {
   return blocks;
 }
 
+template <class W>
+inline void fetch(const W* p) {
+  _mm_prefetch(reinterpret_cast<const char*>(p), _MM_HINT_T0);
+}
+
 // h[i][j] = scale[j] * <x_i, a_j> for ROWS rows and RANKS ranks.
 template <class W, int ROWS, int RANKS>
 void dots(const float* const* x, const W* a, i64 K, const float* scale, float* h, i64 ldh) {
   __m256 sum[ROWS][RANKS];
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < RANKS; j++) sum[i][j] = _mm256_setzero_ps();
-  i64 k = 0;
-  for (; k + 8 <= K; k += 8) {
-    __m256 w[RANKS];
-    UNROLL for (int j = 0; j < RANKS; j++) w[j] = load8(a + j * K + k);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      const __m256 v = load8(x[i] + k);
-      UNROLL for (int j = 0; j < RANKS; j++) sum[i][j] = _mm256_fmadd_ps(v, w[j], sum[i][j]);
+  const auto step = [&](i64 k) {
+    __m256 v[ROWS];
+    UNROLL for (int i = 0; i < ROWS; i++) v[i] = load8(x[i] + k);
+    UNROLL for (int j = 0; j < RANKS; j++) {
+      __m256 w = load8(a + j * K + k);
+      IN_REGISTER(w);
+      UNROLL for (int i = 0; i < ROWS; i++) sum[i][j] = _mm256_fmadd_ps(v[i], w, sum[i][j]);
     }
+  };
+  constexpr i64 LINE_OF = LINE / sizeof(W);
+  i64 k = 0;
+  for (; k + LINE_OF <= K; k += LINE_OF) {
+    UNROLL for (int j = 0; j < RANKS; j++) fetch(a + (RANKS + j) * K + k);
+    UNROLL for (i64 u = 0; u < LINE_OF; u += 8) step(k + u);
   }
+  for (; k + 8 <= K; k += 8) step(k);
   if (k < K) {
     UNROLL for (int j = 0; j < RANKS; j++) {
       const __m256 w = load_tail(a + j * K + k, K - k);
@@ -75,11 +89,13 @@ void axpys(float* const* y, const float* h, i64 ldh, const W* b, i64 ldb, i64 ra
   __m256 sum[ROWS][VEC];
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < VEC; j++) sum[i][j] = _mm256_setzero_ps();
   for (i64 r = 0; r < ranks; r++, b += ldb) {
-    __m256 w[VEC];
-    UNROLL for (int j = 0; j < VEC; j++) w[j] = load8(b + 8 * j);
-    UNROLL for (int i = 0; i < ROWS; i++) {
-      const __m256 v = _mm256_broadcast_ss(h + i * ldh + r);
-      UNROLL for (int j = 0; j < VEC; j++) sum[i][j] = _mm256_fmadd_ps(v, w[j], sum[i][j]);
+    for (i64 ahead = 0; ahead < 8 * VEC; ahead += LINE / sizeof(W)) fetch(b + 8 * VEC + ahead);
+    __m256 v[ROWS];
+    UNROLL for (int i = 0; i < ROWS; i++) v[i] = _mm256_broadcast_ss(h + i * ldh + r);
+    UNROLL for (int j = 0; j < VEC; j++) {
+      __m256 w = load8(b + 8 * j);
+      IN_REGISTER(w);
+      UNROLL for (int i = 0; i < ROWS; i++) sum[i][j] = _mm256_fmadd_ps(v[i], w, sum[i][j]);
     }
   }
   UNROLL for (int i = 0; i < ROWS; i++) UNROLL for (int j = 0; j < VEC; j++) {
@@ -113,9 +129,8 @@ void expand_rows(float* const* y, const float* h, i64 ldh, const W* b, i64 ldb, 
 template <class W>
 void expand(float* const* y, i64 rows, const float* h, i64 ldh, const W* b, i64 ldb, i64 ranks, i64 columns) {
   i64 i = 0;
-  for (; i + 4 <= rows; i += 4) expand_rows<W, 4, 3>(y + i, h + i * ldh, ldh, b, ldb, ranks, columns);
+  for (; i + 3 <= rows; i += 3) expand_rows<W, 3, 4>(y + i, h + i * ldh, ldh, b, ldb, ranks, columns);
   switch (rows - i) {
-    case 3: return expand_rows<W, 3, 4>(y + i, h + i * ldh, ldh, b, ldb, ranks, columns);
     case 2: return expand_rows<W, 2, 6>(y + i, h + i * ldh, ldh, b, ldb, ranks, columns);
     case 1: return expand_rows<W, 1, 8>(y + i, h + i * ldh, ldh, b, ldb, ranks, columns);
   }
@@ -151,7 +166,8 @@ void expand_item(const Lora& job, const LoraPlan& plan, i64 s, i64 item) {
       const i64 n = block * COLUMN_BLOCK;
       float* y[ROW_BLOCK];
       for (i64 i = 0; i < rows; i++) y[i] = job.y + job.segments->rows[first + i0 + i] * job.ldy + column0 + n;
-      expand(y, rows, plan.shrunk + plan.at[s] + i0 * total + rank0, total, b + n, N, rank, std::min(COLUMN_BLOCK, N - n));
+      const float* h = plan.shrunk + plan.at[s] + i0 * total + rank0;
+      expand(y, rows, h, total, b + n, N, rank, std::min(COLUMN_BLOCK, N - n));
       return;
     }
     block -= here;
@@ -213,6 +229,17 @@ void lora_plan(const LoraGroup& group, const Segments& segments, void* scratch, 
     plan.shrink[s + 1] = plan.shrink[s] + row_blocks * ceil_div(total, RANK_BLOCK);
     plan.expand[s + 1] = plan.expand[s] + row_blocks * column_blocks(group, slot);
     plan.at[s + 1] = plan.at[s] + rows * total;
+  }
+}
+
+void lora_fetch(const LoraGroup& g, const Segments& segments, Fetch& fetch) {
+  const i64 width = g.dtype == 0 ? 4 : 2;
+  for (i64 s = 0; s < segments.count; s++) {
+    const i64 slot = segments.slots[s];
+    i64 b = 0;
+    for (i64 j = 0; j < g.num_targets; j++) b += g.ranks[slot * g.ranks_stride + j] * g.out_features[j];
+    fetch.add(reinterpret_cast<const void*>(g.a[slot]), total_rank(g, slot) * g.in_features * width);
+    fetch.add(reinterpret_cast<const void*>(g.b[slot]), b * width);
   }
 }
 

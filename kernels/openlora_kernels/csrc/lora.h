@@ -1,6 +1,6 @@
 // y += (scale * (x A^T)) B for rows grouped by adapter: real ranks, targets of one fused projection together.
 #pragma once
-#include "team.h"
+#include "fetch.h"
 
 namespace ol {
 
@@ -36,6 +36,7 @@ struct LoraPlan {
 
 bool valid(const Segments& segments, i64 tokens, i64 num_slots);
 i64 lora_scratch(const LoraGroup& group, const Segments& segments);  // bytes
+void lora_fetch(const LoraGroup& group, const Segments& segments, Fetch& fetch);
 void lora_plan(const LoraGroup& group, const Segments& segments, void* scratch, LoraPlan& plan);
 // Two phases with a barrier between; y must be complete before, and is complete after the caller's next barrier.
 void lora(Team& team, const Lora& job, const LoraPlan& plan);

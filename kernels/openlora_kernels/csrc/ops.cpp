@@ -86,7 +86,9 @@ void rope_row(float* x, i64 heads, i64 D, const float* cos, const float* sin, i6
     };
     columns(
         half,
-        [&](i64 k) { rotate(k, [](const float* p) { return load8(p); }, [](float* p, __m256 v) { _mm256_storeu_ps(p, v); }); },
+        [&](i64 k) {
+          rotate(k, [](const float* p) { return load8(p); }, [](float* p, __m256 v) { _mm256_storeu_ps(p, v); });
+        },
         [&](i64 k, i64 n) {
           rotate(k, [n](const float* p) { return load_tail(p, n); }, [n](float* p, __m256 v) { store_tail(p, v, n); });
         });
