@@ -9,6 +9,7 @@ from threading import Lock
 
 from ..errors import Code, EngineError
 from .blob import Storage
+from .problems import untraced
 from .source import Identity, Source, identify
 from .worker import Worker
 
@@ -45,7 +46,7 @@ class Identifier:
         try:
             found = identify(source, self._storage)
         except EngineError as error:
-            found = error
+            found = untraced(error)
         except Exception:
             logger.exception("an adapter could not be read")
             found = EngineError(Code.ENGINE_FAILED, "the adapter could not be read; see the engine's log")

@@ -20,6 +20,7 @@ from .blob import Blob, Storage
 from .cache import HostCache
 from .mixing import build_mix
 from .plan import check_rank
+from .problems import untraced
 from .recipe import MixRecipe
 from .registry import AdapterRegistry, not_found
 from .source import load
@@ -118,7 +119,7 @@ class AdapterLoader:
             except _NoRoom:
                 return False
             except EngineError as error:
-                job = _Job(digest, "disk", 0, claims=0, ended=True, error=error)
+                job = _Job(digest, "disk", 0, claims=0, ended=True, error=untraced(error))
                 self._completed.append(job)
             self.num_hits += job is None
             self.num_misses += job is not None
@@ -327,7 +328,7 @@ class AdapterLoader:
         try:
             blob = work()
         except EngineError as error:
-            job.error = error
+            job.error = untraced(error)
         except MemoryError:
             job.error = EngineError(Code.OUT_OF_MEMORY, "no memory for the adapter: lower --host-cache")
         except Exception:

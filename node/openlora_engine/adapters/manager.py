@@ -21,6 +21,7 @@ from .digest import is_digest
 from .folder import AdapterRoot
 from .identifier import Identifier
 from .loader import AdapterLoader, Completion, LoadObserver
+from .problems import untraced
 from .recipe import AdapterUse, MixRecipe
 from .registry import AdapterRegistry, NamedAdapter, not_found
 from .source import Source
@@ -203,7 +204,7 @@ class AdapterManager:
         """The digest of a name if its files are those that were hashed. Raises what was found wrong with them."""
         stamp = named.source.stamp()
         if named.error is not None and stamp == named.error_stamp:
-            raise EngineError(named.error.code, named.error.message)
+            raise untraced(named.error)
         if named.identity is not None and stamp == named.identity.stamp:
             return named.identity.digest
         return None
@@ -214,7 +215,7 @@ class AdapterManager:
             identity = self._identifier.identify(named.source).result()
         except EngineError as error:
             self._registry.fail(named, stamp, error)
-            raise EngineError(error.code, error.message) from None
+            raise untraced(error) from None
         self._forget(self._registry.settle(named, identity))
         return identity.digest
 

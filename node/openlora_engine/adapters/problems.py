@@ -14,6 +14,11 @@ def invalid(message: str) -> EngineError:
     return EngineError(Code.ADAPTER_INVALID, message)
 
 
+def untraced(error: EngineError) -> EngineError:
+    """The same error without its traceback, to keep: the frames in it hold buffers as large as the adapter."""
+    return EngineError(error.code, error.message, retry_after_s=error.retry_after_s, param=error.param)
+
+
 def refuse(problems: Sequence[str], what: str) -> None:
     """Raise ADAPTER_INVALID that lists the problems of `what`; nothing when there is none."""
     if problems:

@@ -15,6 +15,7 @@ from threading import RLock
 from ..errors import Code, EngineError
 from .digest import is_digest
 from .folder import AdapterRoot
+from .problems import untraced
 from .recipe import MixRecipe
 from .source import Identity, Source
 
@@ -120,7 +121,7 @@ class AdapterRegistry:
     def fail(self, named: NamedAdapter, stamp: bytes | None, error: EngineError) -> None:
         """Note why a name's files, while they have this stamp, are no adapter: they are not read again for that."""
         with self._lock:
-            named.error, named.error_stamp = error, stamp
+            named.error, named.error_stamp = untraced(error), stamp
 
     def remove(self, name: str) -> str | None:
         """Forget a name. Gives the digest that none stands for any more. Raises ADAPTER_NOT_FOUND."""

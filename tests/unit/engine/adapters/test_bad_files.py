@@ -124,7 +124,7 @@ def test_a_header_that_lies_is_refused(tmp_path: Path, entries: Any) -> None:
     assert refusal(tmp_path).code is Code.ADAPTER_INVALID
 
 
-@settings(max_examples=200)
+@settings(max_examples=100)
 @given(data=st.data())
 def test_a_file_with_any_byte_of_its_header_changed_is_read_or_refused(tmp_path_factory: Any, data: Any) -> None:
     """Whatever the bytes, the answer is an adapter or an EngineError: nothing else escapes."""
