@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from .native import INT, POINTER, function, native, num_threads
+from .native import INT, POINTER, function, num_threads, takes
 
 ACTIVATIONS = ("silu", "gelu_tanh")
 """SiLU, and GELU in its tanh form (arXiv 1606.08415); the index is csrc/ops.h's code."""
@@ -29,10 +28,12 @@ def gated(gate_up: Tensor, activation: str, out: Tensor | None = None) -> Tensor
     width = gate_up.shape[1] // 2
     if out is None:
         out = gate_up.new_empty(gate_up.shape[0], width)
-    if gate_up.is_cuda or not (native() and gate_up.dtype == torch.float32):
+    if out.shape != (gate_up.shape[0], width) or activation not in ACTIVATIONS:
+        raise ValueError(
+            f"out {tuple(out.shape)} must be [{gate_up.shape[0]}, {width}], {activation!r} of {ACTIVATIONS}"
+        )
+    if not takes(gate_up, out):
         return out.copy_(reference(gate_up, activation))
-    assert gate_up.stride(1) == out.stride(1) == 1
-    assert out.shape == (gate_up.shape[0], width)
     _gated(
         *(gate_up.data_ptr(), gate_up.stride(0), out.data_ptr(), out.stride(0)),
         *(gate_up.shape[0], width, ACTIVATIONS.index(activation), num_threads()),

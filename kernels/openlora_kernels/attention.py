@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from .native import FLOAT, INT, POINTER, function, native, num_threads
+from .native import FLOAT, INT, POINTER, function, num_threads, takes
 
 
 @dataclass(frozen=True)
@@ -52,8 +52,7 @@ def write_kv(key: Tensor, value: Tensor, k_cache: Tensor, v_cache: Tensor, batch
 
         flash.write_kv(key, value, k_cache, v_cache, batch)
         return
-    tensors = (key, value, k_cache, v_cache)
-    if not (native() and all(t.dtype == torch.float32 for t in tensors) and _rows_dense(key) and _rows_dense(value)):
+    if not (takes(key, value, k_cache, v_cache) and _heads_dense(key) and _heads_dense(value)):
         for source, cache in ((key, k_cache), (value, v_cache)):
             cache.view(-1, *cache.shape[2:])[batch.slot_mapping] = source
         return
@@ -88,8 +87,7 @@ def paged_attention(
         return flash.paged_attention(
             q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks
         )
-    fits = q.dtype == k_cache.dtype == torch.float32 and q.shape[2] % 8 == 0 and _rows_dense(q)
-    if not (native() and fits):
+    if not (takes(q, k_cache, v_cache) and q.shape[2] % 8 == 0 and _heads_dense(q)):
         return torch_attention(q, k_cache, v_cache, batch, scale=scale, window=window, softcap=softcap, sinks=sinks)
     out = torch.empty(q.shape)
     num_blocks, block_size, kv_heads, _ = k_cache.shape
@@ -176,6 +174,6 @@ def _sequences(
     return sequences
 
 
-def _rows_dense(x: Tensor) -> bool:
-    """[T, H, D] whose rows are contiguous, whatever the stride between rows."""
-    return x.stride(2) == 1 and x.stride(1) == x.shape[2]
+def _heads_dense(x: Tensor) -> bool:
+    """[T, H, D] whose heads follow each other."""
+    return x.stride(1) == x.shape[2] or x.shape[1] == 1

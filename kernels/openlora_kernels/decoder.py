@@ -19,7 +19,7 @@ from .activation import ACTIVATIONS, gated
 from .attention import AttentionBatch, paged_attention
 from .linear import PackedLinear
 from .lora import LoraTables, Segments, lora_apply_
-from .native import FLOAT, INT, POINTER, function, native, num_threads
+from .native import FLOAT, INT, POINTER, function, num_threads, takes
 from .norm import rms_norm
 from .rope import rope_and_write_kv
 
@@ -163,7 +163,7 @@ def decoder_layer_(
         raise ValueError(f"caches {tuple(k_cache.shape)} do not fit {layer.num_kv_heads} heads of {layer.head_dim}")
     if layer.rotary_width and cos.shape[1] not in (layer.rotary_width, layer.rotary_width // 2):
         raise ValueError(f"cos {tuple(cos.shape)} does not fit {layer.rotary_width} rotary dims")
-    if not (layer.native and native() and _fits(hidden, k_cache, cos, sin)):
+    if not (layer.native and _fits(hidden, k_cache, cos, sin)):
         reference(hidden, layer, k_cache, v_cache, batch, cos, sin, lora)
         return
     _decoder_layer(
@@ -285,5 +285,4 @@ def _lora_arguments(lora: LayerLora | None) -> tuple[int | None, ...]:
 
 
 def _fits(hidden: Tensor, k_cache: Tensor, cos: Tensor, sin: Tensor) -> bool:
-    tensors = (hidden, k_cache, cos, sin)
-    return all(t.dtype == torch.float32 for t in tensors) and hidden.is_contiguous() and cos.stride() == sin.stride()
+    return takes(hidden, k_cache, cos, sin) and hidden.is_contiguous() and cos.stride() == sin.stride()

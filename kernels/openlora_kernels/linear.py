@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
 from torch import Tensor
 
-from .native import INT, POINTER, function, huge_empty, native, num_threads
+from .native import INT, POINTER, function, huge_empty, native, num_threads, takes
 
 PANEL = 24
 """Columns of a panel: csrc/gemm.h NR."""
@@ -66,12 +66,12 @@ class PackedLinear:
             raise ValueError("accumulate needs the tensor to add to: pass out")
         if not (self.packed and native()):
             return self._torch(x, out, accumulate)
-        if x.dtype != torch.float32 or x.dim() != 2 or x.shape[1] != self.in_features or x.stride(1) != 1:
+        if x.dim() != 2 or x.shape[1] != self.in_features or not takes(x):
             raise ValueError(f"x must be float32 [T, {self.in_features}], it is {x.dtype} {tuple(x.shape)}")
         rows = x.shape[0]
         if out is None:
             out = torch.empty(rows, self.out_features)
-        elif out.shape != (rows, self.out_features) or out.dtype != torch.float32 or out.stride(1) != 1:
+        elif out.shape != (rows, self.out_features) or not takes(out):
             raise ValueError(f"out must be float32 [{rows}, {self.out_features}] with contiguous rows")
         bias = self.bias.data_ptr() if self.bias is not None else None
         _gemm(

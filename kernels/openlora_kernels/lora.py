@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from .native import INT, POINTER, function, native, num_threads
+from .native import INT, POINTER, function, num_threads, takes
 
 ALIGNMENT = 64
 """Bytes: A, B and the scales of each group begin on a cache line within a blob."""
@@ -190,7 +190,7 @@ def lora_apply_(y: Tensor, x: Tensor, segments: Segments, tables: LoraTables, gr
         from . import triton_lora
 
         triton_lora.lora_apply_(y, x, segments, tables, group)
-    elif native() and x.dtype == y.dtype == torch.float32 and x.stride(1) == y.stride(1) == 1:
+    elif takes(x, y):
         _apply_native(y, x, segments, tables, group)
     else:
         reference(y, x, segments, tables, group)

@@ -120,6 +120,14 @@ def num_threads() -> int:
     return torch.get_num_threads()
 
 
+def takes(*tensors: torch.Tensor) -> bool:
+    """Whether the library is there and reads such tensors: float32 on the CPU, rows contiguous, any stride between."""
+    return native() is not None and all(
+        t.dtype == torch.float32 and not t.is_cuda and (t.stride(-1) == 1 or t.shape[-1] == 1 or t.numel() == 0)
+        for t in tensors
+    )
+
+
 def huge_empty(nbytes: int) -> torch.Tensor:
     """Zeroed uint8 [nbytes] in host memory of its own, on huge pages where the system grants them.
 

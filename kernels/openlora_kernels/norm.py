@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .native import FLOAT, INT, POINTER, function, native, num_threads
+from .native import FLOAT, INT, POINTER, function, num_threads, takes
 
 _rms_norm = function("ol_rms_norm", POINTER, INT, POINTER, POINTER, *[INT] * 3, FLOAT, INT)
 
@@ -14,11 +14,10 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, out: Tensor | None = None) -
     """weight * x / sqrt(mean(x²) + eps): x [T, K], weight [K]; `out` may be x. Last dims contiguous."""
     if out is None:
         out = torch.empty_like(x)
-    if x.is_cuda or not (native() and x.dtype == weight.dtype == torch.float32 and x.dim() == 2):
+    if out.shape != x.shape or weight.shape != x.shape[-1:]:
+        raise ValueError(f"weight {tuple(weight.shape)} or out {tuple(out.shape)} does not fit x {tuple(x.shape)}")
+    if x.dim() != 2 or not takes(x, weight, out):
         return out.copy_(reference(x, weight, eps))
-    assert x.stride(1) == out.stride(1) == weight.stride(0) == 1
-    assert out.shape == x.shape
-    assert weight.shape == x.shape[1:]
     _rms_norm(
         *(x.data_ptr(), x.stride(0), weight.data_ptr(), out.data_ptr(), out.stride(0)),
         *(x.shape[0], x.shape[1], eps, num_threads()),

@@ -5,11 +5,10 @@ cos and sin come per row from the model's own rotary module, so every scaling va
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from .attention import AttentionBatch, write_kv
-from .native import INT, POINTER, function, native, num_threads
+from .native import INT, POINTER, function, num_threads, takes
 
 _rope = function("ol_rope", POINTER, INT, POINTER, POINTER, *[INT] * 6)
 
@@ -24,8 +23,7 @@ def rope_(x: Tensor, cos: Tensor, sin: Tensor, rotary_dim: int | None = None) ->
         return
     if cos.shape[1] not in (rotary_dim, rotary_dim // 2) or cos.shape != sin.shape or cos.shape[0] != x.shape[0]:
         raise ValueError(f"cos {tuple(cos.shape)} and sin {tuple(sin.shape)} do not fit {rotary_dim} rotary dims")
-    contiguous = x.stride(2) == 1 and x.stride(1) == x.shape[2] and cos.stride() == sin.stride() and cos.stride(1) == 1
-    if x.is_cuda or not (native() and contiguous and x.dtype == cos.dtype == torch.float32):
+    if not (takes(x, cos, sin) and x.stride(1) == x.shape[2] and cos.stride() == sin.stride()):
         reference(x, cos, sin, rotary_dim)
         return
     _rope(
