@@ -120,6 +120,7 @@ def wire(
         adapters.host,
     )
     engine = Engine(config, model, tokenizer, scheduler, slots, runner, adapters, clock)
+    adapters.on_forget = lambda digest: engine.pin(digest, pinned=False)
     return Assembly(engine, model, tokenizer, plan)
 
 

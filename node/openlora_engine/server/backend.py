@@ -147,9 +147,7 @@ class Backend(Protocol):
         ...
 
     async def unload_adapter(self, name: str) -> None:
-        """Forget `name`. Requests that run end as they began. Raises ADAPTER_NOT_FOUND, ADAPTER_IN_USE (part of a mix
-        that is being served).
-        """
+        """Forget `name`. Requests that run end as they began. Raises ADAPTER_NOT_FOUND."""
         ...
 
     async def pin_adapter(self, name: str, pinned: bool) -> None:
