@@ -7,6 +7,7 @@ of a whole sequence exists and nothing is gathered or padded. Knows no model.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 import torch.nn.functional as F  # noqa: N812 - torch's own convention
@@ -36,6 +37,13 @@ class AttentionBatch:
     block_size: int
     max_query_len: int
     max_seq_len: int
+
+    @cached_property
+    def addresses(self) -> tuple[int, ...]:
+        """Of cu_seqlens_q, seq_lens, block_tables and slot_mapping; S, T, max_blocks: what every native call takes."""
+        tensors = (self.cu_seqlens_q, self.seq_lens, self.block_tables, self.slot_mapping)
+        sizes = (self.seq_lens.shape[0], self.slot_mapping.shape[0], self.block_tables.shape[1])
+        return (*(tensor.data_ptr() for tensor in tensors), *sizes)
 
 
 _attention = function("ol_paged_attention", *[POINTER, INT] * 2, *[POINTER] * 6, *[INT] * 9, FLOAT, FLOAT, INT)

@@ -159,6 +159,8 @@ def decoder_layer_(
     tokens = hidden.shape[0]
     if tokens > workspace.max_tokens:
         raise ValueError(f"{tokens} rows exceed the workspace's {workspace.max_tokens}")
+    if tokens != batch.slot_mapping.shape[0] or hidden.shape[1] != layer.hidden_size:
+        raise ValueError(f"hidden {tuple(hidden.shape)} does not fit the batch or the layer's {layer.hidden_size}")
     if k_cache.shape[2:] != (layer.num_kv_heads, layer.head_dim) or k_cache.shape != v_cache.shape:
         raise ValueError(f"caches {tuple(k_cache.shape)} do not fit {layer.num_kv_heads} heads of {layer.head_dim}")
     if layer.rotary_width and cos.shape[1] not in (layer.rotary_width, layer.rotary_width // 2):
@@ -170,8 +172,7 @@ def decoder_layer_(
         *(layer.native, workspace.address, hidden.data_ptr(), k_cache.data_ptr(), v_cache.data_ptr()),
         *((None, None) if next_caches is None else (next_caches[0].data_ptr(), next_caches[1].data_ptr())),
         *(k_cache.shape[0], k_cache.shape[1]),
-        *(batch.cu_seqlens_q.data_ptr(), batch.seq_lens.data_ptr(), batch.block_tables.data_ptr()),
-        *(batch.slot_mapping.data_ptr(), batch.seq_lens.shape[0], tokens, batch.block_tables.shape[1]),
+        *batch.addresses,
         *(cos.data_ptr(), sin.data_ptr(), cos.stride(0)),
         *_lora_arguments(lora),
         num_threads(),

@@ -22,8 +22,6 @@ from typing import Any
 
 import torch
 
-from .build import BuildError, library
-
 SWITCH = "OPENLORA_KERNELS"
 """Environment variable: `off` or `torch` uses the torch paths, whatever is built."""
 
@@ -122,10 +120,14 @@ def num_threads() -> int:
 
 def takes(*tensors: torch.Tensor) -> bool:
     """Whether the library is there and reads such tensors: float32 on the CPU, rows contiguous, any stride between."""
-    return native() is not None and all(
-        t.dtype == torch.float32 and not t.is_cuda and (t.stride(-1) == 1 or t.shape[-1] == 1 or t.numel() == 0)
-        for t in tensors
-    )
+    if native() is None:
+        return False
+    for tensor in tensors:  # a loop, since this runs some hundred times a step
+        if tensor.dtype is not torch.float32 or tensor.is_cuda:
+            return False
+        if not tensor.is_contiguous() and tensor.stride(-1) != 1:
+            return False
+    return True
 
 
 def huge_empty(nbytes: int) -> torch.Tensor:
@@ -148,6 +150,8 @@ def huge_empty(nbytes: int) -> torch.Tensor:
 
 
 def _load() -> tuple[Native | None, str]:
+    from .build import BuildError, library  # here, so that `python -m openlora_kernels.build` runs the only copy
+
     if os.environ.get(SWITCH, "").lower() in ("off", "torch"):
         return None, f"torch paths, as {SWITCH} says"
     if not _cpu_fits():

@@ -53,7 +53,7 @@ def test_no_compiler_takes_torch_and_says_what_to_do(fresh: None, monkeypatch: p
     def fail() -> Path:
         raise BuildError("no C++ compiler found: install g++")
 
-    monkeypatch.setattr("openlora_kernels.native.library", fail)
+    monkeypatch.setattr("openlora_kernels.build.library", fail)
     assert native() is None
     assert "install g++" in native_status()
 
@@ -61,7 +61,7 @@ def test_no_compiler_takes_torch_and_says_what_to_do(fresh: None, monkeypatch: p
 def test_a_library_that_does_not_load_takes_torch(fresh: None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     broken = tmp_path / "broken.so"
     broken.write_text("not a library")
-    monkeypatch.setattr("openlora_kernels.native.library", lambda: broken)
+    monkeypatch.setattr("openlora_kernels.build.library", lambda: broken)
     assert native() is None
     assert "delete it" in native_status()
 
