@@ -4,7 +4,10 @@ int8 is weight-only: one symmetric scale an output channel, activations untouche
 reach are quantised; embeddings, LM head, norms and experts stay as they are. It saves memory, not time: on CPU each
 call rebuilds the float weight, and the packed kernels are not used.
 
-NUMBERS
+`python benchmarks/perplexity.py` on the default model, 4,096 tokens of Python's reference text, against fp32's 14.70:
+int8 14.75 (+0.3 %, the same most likely token at 96.4 % of places), weights 220 MB instead of 651. int4 in groups of 32
+shuffled columns 18.35 (+24.8 %, 74.8 %), in groups of 64 19.4 to 20.3: int4 is not offered. (Groups of 32 in their own
+order read +0.0 %, since this model's file is 4-bit in just those groups; that says nothing of other models.)
 
 Ready-quantised folders (GPTQ, AWQ, bitsandbytes, FP8, compressed-tensors) load through transformers and the package
 that has their kernels. None of them has run here: there is neither such a checkpoint nor a GPU where this was written.
@@ -56,8 +59,8 @@ def quantize(causal_lm: nn.Module, architecture: Architecture, method: str) -> i
     """
     if method != "int8":
         raise invalid(
-            f"--quantization {method} is not offered: rounding to 4 bits without calibration costs too much quality "
-            "(docs/benchmarks.md); use int8, or a folder that GPTQ or AWQ has calibrated"
+            f"--quantization {method} is not offered: rounding to 4 bits without calibration raised the default "
+            "model's perplexity by a quarter; use int8, or a folder that GPTQ or AWQ has calibrated"
         )
     if getattr(causal_lm, "is_quantized", False):
         raise invalid("--quantization: the model's folder is quantised already; leave the flag out")
