@@ -1,8 +1,8 @@
 """The CPU kernels beside torch, in one run: GEMM, LoRA, attention, and the decoder step of a 135M model.
 
 Run `python benchmarks/kernels.py [--quick] [--json]`. Every row times both sides in turn, so that what disturbs the
-machine disturbs both; weights rotate through more memory than the last-level cache holds, as they do in a model. Shapes are
-SmolLM2-135M's: 30 layers, 576 wide, 9 and 3 heads of 64, MLP 1536, 49,152 tokens.
+machine disturbs both; weights rotate through more memory than the last-level cache holds, as they do in a model. Shapes
+are SmolLM2-135M's: 30 layers, 576 wide, 9 and 3 heads of 64, MLP 1536, 49,152 tokens.
 """
 
 from __future__ import annotations
