@@ -107,7 +107,7 @@ def lora_apply_(y: Tensor, x: Tensor, segments: Segments, tables: LoraTables, gr
     """y [T, sum N] += scale * (x A^T) B^T for the segments' rows, x [T, K]; see lora.lora_apply_, which checks shapes.
 
     float16, bfloat16 or float32 x and y (last dims contiguous), weights as `tables.dtype`, float32 accumulation. Slots'
-    base addresses are multiples of 64; indices are trusted, since checking them would wait for the device. How a row rounds
+    base addresses are multiples of 64. Indices are trusted: checking them would wait for the device. How a row rounds
     depends on its bucket of tiles, not on its neighbours' values.
     Raises ModuleNotFoundError without triton, saying what to install.
     """
