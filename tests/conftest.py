@@ -9,6 +9,9 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+# Before torch is imported: on a busy machine its idle threads would spin away the cores (openlora_kernels/openmp.py).
+os.environ.setdefault("GOMP_SPINCOUNT", "2000")
+
 ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.toml"
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])

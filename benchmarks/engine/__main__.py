@@ -17,6 +17,8 @@ os.environ.setdefault("HF_HUB_DISABLE_PROGRESS_BARS", "1")
 for library in ("torch", "torchao", "transformers"):  # before their import: that is when they are chatty
     logging.getLogger(library).setLevel(logging.ERROR)
 
+import openlora_kernels  # noqa: E402, F401 - before torch: it settles how long idle threads spin
+
 from . import closed, cold, grid, many, memory, report, rivals  # noqa: E402
 from .figure import Bench, Outcome  # noqa: E402
 from .machine import NOISY, watched  # noqa: E402

@@ -22,7 +22,7 @@ _UNITS = {"b": 1, "kib": 1 << 10, "mib": 1 << 20, "gib": 1 << 30, "tib": 1 << 40
 Device = Literal["auto", "cpu", "cuda"]
 Dtype = Literal["auto", "float32", "bfloat16", "float16"]
 LoraDtype = Literal["auto", "float16", "bfloat16", "float32"]
-Quantization = Literal["none", "int8", "int4"]
+Quantization = Literal["none", "int8"]
 
 
 def parse_size(text: str) -> int:

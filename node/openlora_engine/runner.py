@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence as Ordered
 from dataclasses import dataclass
 
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openlora_kernels import AttentionBatch, LoraTables, Segments
+from openlora_kernels import AttentionBatch, LoraTables, Segments, huge_empty
 
 from .models.context import ForwardContext
 from .models.loading import KVGeometry, LoadedModel
@@ -101,10 +102,13 @@ class ModelRunner:
         self._kv_caches = [self._allocate(layer, num_blocks) for layer in model.kv_layers]
 
     def _allocate(self, layer: KVGeometry, num_blocks: int) -> tuple[Tensor, Tensor]:
-        # Zeros come from fresh pages: memory is taken when a block is first written, not here.
         shape = (num_blocks, self.block_size, layer.num_kv_heads, layer.head_dim)
-        options = {"dtype": self.model.dtype, "device": self.model.device}
-        return torch.zeros(shape, **options), torch.zeros(shape, **options)  # type: ignore[call-overload]
+        dtype, device = self.model.dtype, self.model.device
+        if device.type == "cuda":
+            return torch.zeros(shape, dtype=dtype, device=device), torch.zeros(shape, dtype=dtype, device=device)
+        # Fresh pages are zero: memory is taken when a block is first written, not here.
+        nbytes = math.prod(shape) * dtype.itemsize
+        return huge_empty(nbytes).view(dtype).view(shape), huge_empty(nbytes).view(dtype).view(shape)
 
     def forward(self, chunks: Ordered[ScheduledChunk]) -> Tensor:
         """Run one step. Returns fp32 logits [R, V], one row for each chunk that samples, in order."""

@@ -1,4 +1,5 @@
-// Grouped LoRA. Bound by memory in decode (each adapter's weights are read once for a row or two), by FMAs in prefill.
+// Grouped LoRA: rows of a batch, each segment under its own adapter. Bound by memory in decode (each adapter's weights
+// are read once for a row or two), by FMAs in prefill.
 //
 // A row's result depends on its x and its adapter alone: a rank's dot product runs over k in eight lanes and one fixed
 // reduction, a column's sum over the ranks in order; tiles and threads never meet in one sum.

@@ -52,11 +52,13 @@ class FusedDecoder(nn.Module):
         context, workspace = current(), self.workspace
         hidden, cos, sin = hidden_states[0], position_embeddings[0][0], position_embeddings[1][0]
         lora = None
-        for layer in self.layers:
-            k_cache, v_cache = context.kv_caches[layer.layer_idx]
+        caches = [context.kv_caches[layer.layer_idx] for layer in self.layers]
+        for layer, (k_cache, v_cache), ahead in zip(self.layers, caches, (*caches[1:], None), strict=True):
             if context.segments is not None and context.tables is not None:
                 lora = LayerLora(context.segments, context.tables, layer.groups)
-            decoder_layer_(hidden, layer.weights, k_cache, v_cache, context.batch, cos, sin, workspace, lora)
+            decoder_layer_(
+                *(hidden, layer.weights, k_cache, v_cache, context.batch, cos, sin, workspace, lora), next_caches=ahead
+            )
         return hidden_states
 
 

@@ -45,7 +45,8 @@ def weight_and_bias(linear: nn.Module) -> tuple[Tensor, Tensor | None]:
 
 
 def features(linear: nn.Module) -> tuple[int, int]:
-    """(K, N) of a linear or Conv1D."""
-    weight: Tensor = linear.weight  # type: ignore[assignment]
-    rows, columns = weight.shape
-    return (rows, columns) if isinstance(linear, Conv1D) else (columns, rows)
+    """(K, N) of a linear or Conv1D; of one whose weight is packed by its quantiser, what it says of itself."""
+    if isinstance(linear, Conv1D):
+        rows, columns = linear.weight.shape
+        return rows, columns
+    return linear.in_features, linear.out_features  # type: ignore[return-value]

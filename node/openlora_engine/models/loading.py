@@ -21,6 +21,7 @@ from .attention import register
 from .context import ForwardContext, forward_context
 from .decoder import FusedDecoder, FusedLayer, decoder_layer_of
 from .linear import LoraLinear, features, weight_and_bias
+from .quantization import check_prequantized, quantize, stored_tensors
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
@@ -76,6 +77,7 @@ def load_model(config: EngineConfig, folder: Path) -> LoadedModel:
     max_model_len = _max_model_len(config, hf_config)
     check_rope(hf_config, max_model_len)
     device, dtype = choose_device(config)
+    check_prequantized(hf_config, quantization=config.quantization, device=device)
     try:
         causal_lm = AutoModelForCausalLM.from_pretrained(
             folder,
@@ -87,6 +89,8 @@ def load_model(config: EngineConfig, folder: Path) -> LoadedModel:
         )
     except OSError as error:
         raise EngineError(Code.CONFIG_INVALID, "--model has no complete set of safetensors weights") from error
+    except (ImportError, RuntimeError, ValueError) as error:
+        raise unsupported("transformers does not load these weights here: its reason is in the log") from error
     causal_lm.to(device).requires_grad_(requires_grad=False)  # type: ignore[arg-type] # eval mode is the loader's
     return rebuild(
         causal_lm,
@@ -142,8 +146,6 @@ def rebuild(
     parameter = next(causal_lm.parameters())
     device, dtype = parameter.device, parameter.dtype
     if quantization != "none":
-        from .quantization import quantize
-
         quantize(causal_lm, architecture, quantization)
     plain = quantization == "none" and not getattr(causal_lm, "is_quantized", False)
     targets: list[LoraTarget] = []
@@ -225,7 +227,8 @@ def _pack_head(causal_lm: Any, *, packed: bool) -> None:
 
 def _nbytes(causal_lm: nn.Module) -> int:
     """Bytes of all weights, tied ones once."""
-    held = {tensor.data_ptr(): tensor.nbytes for tensor in (*causal_lm.parameters(), *causal_lm.buffers())}
+    named = (*causal_lm.parameters(), *causal_lm.buffers())
+    held = {part.data_ptr(): part.nbytes for tensor in named for part in stored_tensors(tensor)}
     packed = (module.nbytes for module in causal_lm.modules() if isinstance(module, LoraLinear | FusedDecoder))
     return sum(held.values()) + sum(packed)
 

@@ -131,7 +131,7 @@ async def test_a_slow_owner_holds_the_sender_back_within_bounds(monkeypatch: pyt
         while settled != sent:
             settled = sent
             await asyncio.sleep(0.3)
-        assert 20 < sent < 500, "two windows of 256 KiB, and what the transport holds"
+        assert 20 < sent < 5_000, "two windows of 256 KiB, and what the system's socket buffers hold (17 MB were seen)"
         for _ in range(sent):
             assert isinstance(await receive(out), Tokens)
         while sent == settled:
