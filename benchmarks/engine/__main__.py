@@ -33,6 +33,7 @@ FIGURES: dict[str, Callable[[Bench], Outcome]] = {
     "memory": memory.memory,
     "stalls": closed.stalls,
     "peers": rivals.peers,
+    "tuning": rivals.tuning,
     "grid": grid.grid,
 }
 DEFAULT = ("closed", "stream", "prefill", "zipf", "working-set", "cold", "memory")

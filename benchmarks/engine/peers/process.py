@@ -8,6 +8,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -18,13 +19,16 @@ from .serve import PeerSetup
 ROOT = Path(__file__).parents[3]
 HOME = Path(os.environ.get("PEERS", ROOT / "build" / "peers"))
 
+ANSWER_TIMEOUT_S = 300.0
+"""For a start or a workload; ended by force afterwards."""
+
 
 class PeerMissing(Exception):
     """The peer is not installed: `make bench-peers` does it."""
 
 
 class PeerFailed(Exception):
-    """The peer's process ended; the message has the end of its log."""
+    """The peer's process ended, or did not answer in time; the message has the end of its log."""
 
 
 class PeerProcess:
@@ -65,6 +69,8 @@ class PeerProcess:
     def _ask(self, line: str) -> str:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
+        watchdog = threading.Timer(ANSWER_TIMEOUT_S, self._signal, (signal.SIGKILL,))
+        watchdog.start()
         try:
             self._process.stdin.write(line + "\n")
             self._process.stdin.flush()
@@ -72,6 +78,8 @@ class PeerProcess:
                 return answer
         except BrokenPipeError:
             pass
+        finally:
+            watchdog.cancel()
         self._log.seek(0)
         log = self._log.read().decode(errors="replace")[-4000:]
         self.close()
