@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import ctypes
 import json
 import os
-import signal
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -29,15 +27,11 @@ class PeerSetup:
         return json.dumps({"model": self.model, "adapters": dict(self.adapters), "settings": dict(self.settings)})
 
 
-PR_SET_PDEATHSIG = 1
-
-
 def serve(start: Callable[[PeerSetup], Callable[[Workload], Run]]) -> None:
     """Read the set-up, start the engine, answer every workload with its run, until the input ends.
 
     The engine may print what it likes: its standard output is sent to standard error, ours keeps a copy of the pipe.
     """
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)  # never outlive whoever asks, not even at rest
     answers: TextIO = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
     setup = PeerSetup(**json.loads(sys.stdin.readline()))
