@@ -13,6 +13,7 @@ from typing import Any
 
 import aiohttp
 
+from .guard import Guard
 from .trace import Run, Trace
 from .workloads import Request, Workload
 
@@ -30,8 +31,12 @@ class OurServer:
         self._log = (Path(self._folder.name) / "log").open("w+b")
         command = [sys.executable, "-m", "openlora_engine", "--adapters", str(adapters), "--uds", str(self._socket)]
         self._process = subprocess.Popen(
-            [*command, "--max-model-len", "2048", *flags], stdout=self._log, stderr=subprocess.STDOUT
+            [*command, "--max-model-len", "2048", *flags],
+            stdout=self._log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
         )
+        self._guard = Guard(self._process.pid)
         deadline = time.monotonic() + START_TIMEOUT_S
         while not self._socket.exists():
             if self._process.poll() is not None or time.monotonic() > deadline:
@@ -47,6 +52,7 @@ class OurServer:
 
     def close(self) -> None:
         """End the process."""
+        self._guard.dismiss()
         self._process.terminate()
         self._process.wait()
         self._log.close()

@@ -12,6 +12,7 @@ import threading
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..guard import Guard
 from ..trace import Run
 from ..workloads import Workload
 from .serve import PeerSetup
@@ -21,8 +22,6 @@ HOME = Path(os.environ.get("PEERS", ROOT / "build" / "peers"))
 
 ANSWER_TIMEOUT_S = 300.0
 """For a start or a workload; ended by force afterwards."""
-GUARD = 'read -r _; kill -s KILL -- "-$1"'
-"""Waits until we are gone, however that came, and ends the peer's group: vLLM's workers outlive their parent."""
 
 
 class PeerMissing(Exception):
@@ -52,9 +51,7 @@ class PeerProcess:
             text=True,
             start_new_session=True,
         )
-        self._guard = subprocess.Popen(
-            ["sh", "-c", GUARD, "sh", str(self._process.pid)], stdin=subprocess.PIPE, start_new_session=True
-        )
+        self._guard = Guard(self._process.pid)
         self.load_s: float = json.loads(self._ask(setup.to_json()))["load_s"]
         self._signal(signal.SIGSTOP)
 
@@ -67,8 +64,7 @@ class PeerProcess:
 
     def close(self) -> None:
         """End the process and whatever it started."""
-        self._guard.kill()
-        self._guard.communicate()
+        self._guard.dismiss()
         self._signal(signal.SIGKILL)
         self._process.wait()
         self._log.close()
