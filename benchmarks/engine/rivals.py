@@ -60,7 +60,8 @@ ENVIRONMENT = {
 RIVALS = (
     Rival("vllm", "vLLM", plain=True),
     Rival("llamacpp", "llama.cpp, Q4_1", plain=True),
-    Rival("llamacpp", "llama.cpp, Q4_0, best", {"poll": 0}, "q4_0"),
+    Rival("vllm", "vLLM, best", {"max_num_batched_tokens": 256}),
+    Rival("llamacpp", "llama.cpp, Q4_0, best", {"poll": 0, "kv_unified": True}, "q4_0"),
 )
 
 TRIED = (
@@ -69,6 +70,7 @@ TRIED = (
     # kernels are torch's: nothing to win from enforce_eager or from Triton, which has no CPU back end on PyPI.
     Rival("vllm", "vLLM, bfloat16", {"dtype": "bfloat16"}),
     Rival("vllm", "vLLM, steps of 256 tokens", {"max_num_batched_tokens": 256}),
+    Rival("vllm", "vLLM, steps of 128 tokens", {"max_num_batched_tokens": 128}),
     Rival("vllm", "vLLM, steps of 64 tokens", {"max_num_batched_tokens": 64}),
     Rival("vllm", "vLLM, blocks of 32", {"block_size": 32}),
     Rival("llamacpp", "llama.cpp, float32", {}, "f32"),
@@ -79,6 +81,7 @@ TRIED = (
     Rival("llamacpp", "llama.cpp, Q4_0, flash attention", {"poll": 0, "flash_attn_type": 1}, "q4_0"),
     Rival("llamacpp", "llama.cpp, Q4_0, batches of 512 in 128", {"poll": 0, "n_batch": 512, "n_ubatch": 128}, "q4_0"),
     Rival("llamacpp", "llama.cpp, Q4_0, one KV cache", {"poll": 0, "kv_unified": True}, "q4_0"),
+    Rival("llamacpp", "llama.cpp, Q8_0, one KV cache", {"poll": 0, "kv_unified": True}, "q8_0"),
     Rival("llamacpp", "llama.cpp, Q4_0, 1 thread", {"poll": 0, "n_threads": 1}, "q4_0"),
 )
 
