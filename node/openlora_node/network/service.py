@@ -9,11 +9,12 @@ import weakref
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import trio
 
-from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.messages import ErrorReply, StreamProtocol
 from .advertising import Advertising, AdvertOptions, open_advertising
 from .adverts import Advert, OwnState
@@ -23,6 +24,7 @@ from .directory import Directory, DirectoryOptions, open_directory
 from .filters import AdapterFilter
 from .host import Host, HostOptions, open_host
 from .identity import Peer, RegistryView
+from .scores import Fault
 from .session import Session
 from .stream import FramedStream, M
 
@@ -179,9 +181,21 @@ class Network:
             raise OpenLoraError(
                 ErrorCode.WRONG_NODE, "the registry knows this peer's key as another node, or not at all"
             )
-        session = Session(stream, self._loop)
+        session = self._session(host, stream)
+
+        async def run() -> None:
+            try:
+                await session.run()
+            except ProtocolError:
+                host.charge(peer, Fault.MALFORMED)
+
+        host.spawn(run)
+        return session
+
+    def _session(self, host: Host, stream: FramedStream[M]) -> Session[M]:
+        peer = stream.peer.id
+        session = Session(stream, self._loop, charge=lambda fault: host.charge(peer, fault))
         self._sessions.add(session)
-        host.spawn(session.run)
         return session
 
     @asynccontextmanager
@@ -194,7 +208,7 @@ class Network:
         ):
             announcer = Announcer(advertising, directory)
             for protocol in self._serves:
-                host.serve(protocol, self._serve)
+                host.serve(protocol, partial(self._serve, host))
             for base in list(self._followed):
                 await advertising.follow(base)
                 announcer.followed.add(base)
@@ -202,7 +216,7 @@ class Network:
             host.spawn(announcer.run)
             yield Life(host, advertising, directory, announcer)
 
-    async def _serve(self, stream: FramedStream[Any]) -> None:
+    async def _serve(self, host: Host, stream: FramedStream[Any]) -> None:
         """In the network's thread: hand an inbound stream to the daemon, or refuse it when too many wait."""
         if self._handed - self._taken >= self._max_waiting:
             busy = OpenLoraError(ErrorCode.BUSY, retry_after_ms=1000)
@@ -210,8 +224,7 @@ class Network:
                 await stream.send(ErrorReply.of(busy))
             return
         self._handed += 1
-        session = Session(stream, self._loop)
-        self._sessions.add(session)
+        session = self._session(host, stream)
         self._loop.call_soon_threadsafe(self.inbound.put_nowait, session)
         await session.run()
 
