@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 from hypothesis import HealthCheck, settings
 
+import openlora_chain  # noqa: F401 - keeps the recursion limit, whatever else a test imports (recursion.py there)
+
 # Before torch is imported: on a busy machine its idle threads would spin away the cores (openlora_kernels/openmp.py).
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 

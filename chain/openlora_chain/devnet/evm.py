@@ -20,9 +20,12 @@ from eth.vm.forks.prague import PragueVM
 from eth.vm.spoof import SpoofTransaction
 from eth_utils.exceptions import ValidationError
 
+from .. import recursion
 from ..errors import Reverted
 from ..rpc import Call
 from .accounts import DEVNET_CHAIN_ID
+
+recursion.restore()
 
 BLOCK_GAS_LIMIT = 30_000_000
 MAX_WAITING = 1_024
