@@ -225,6 +225,12 @@ class Gateway(Section):
 
     listen: Annotated[HostPort, Listen()] = key("127.0.0.1:8470", "OpenAI-compatible endpoint; it can spend.")
     public: bool = key(False, "Allow listen off loopback: whoever has the endpoint's token then spends from afar.")
+    payer: Annotated[Address, WalletAddress()] | None = key(
+        None, "Wallet whose escrow pays, where the key here is only a signer that it authorised. null: the key's own."
+    )
+    names_file: File | None = key(
+        None, "YAML file with names for bases and adapters. null: `names.yaml` in the gateway's directory, if it exists."
+    )
     spend_per_request: Annotated[Wei, Amount("1 wei", "1000000 OPEN")] = key(
         "0.5 OPEN", "Most that one request may cost."
     )
@@ -307,6 +313,11 @@ class Config(BaseSettings):
     def payer_keystore(self) -> Path:
         """The keystore of the payer's signer."""
         return self.keys.keystore_file or self.state_dir / "keys" / "payer.json"
+
+    @property
+    def gateway_dir(self) -> Path:
+        """The gateway's own directory, beside the node's state: journal, token, kept text."""
+        return self.state_dir / "gateway"
 
     @property
     def advert_ttl(self) -> timedelta:

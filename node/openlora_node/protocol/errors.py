@@ -64,6 +64,11 @@ class ErrorCode(StrEnum):
     PROMPT_TOO_LONG = "PROMPT_TOO_LONG", 400, False, "shorten the prompt or lower maxTokens to fit the context"
     UNSUPPORTED = "UNSUPPORTED", 400, False, "leave out the named feature; this node does not offer it"
 
+    # The gateway: who may spend the payer's money, and how much of it.
+    UNAUTHORIZED = "UNAUTHORIZED", 401, False, "send the token in this machine's file as Authorization: Bearer TOKEN"
+    FORBIDDEN = "FORBIDDEN", 403, False, "call from this machine, not from a web page or under another host's name"
+    SPEND_CAP = "SPEND_CAP", 402, False, "raise gateway.spend_per_request or gateway.spend_per_day, or wait for the day"
+
     # While serving and paying.
     ENGINE_UNAVAILABLE = "ENGINE_UNAVAILABLE", 503, True, "the engine is starting: retry, or ask another node"
     ENGINE_FAILED = "ENGINE_FAILED", 500, True, "the run failed and costs nothing: send the same request again"
