@@ -14,7 +14,7 @@ log=$venv/setup.log
 stamp=$venv/setup.stamp
 # What a working tree needs; the stamp says that the tree of these very files was set up.
 inputs=(pyproject.toml constraints.txt scripts/setup.sh)
-for file in contracts/package-lock.json; do [ -f "$file" ] && inputs+=("$file"); done
+for file in contracts/package-lock.json tests/interop/js/package-lock.json; do [ -f "$file" ] && inputs+=("$file"); done
 want="$extras ${PYTHON:-} ${TORCH_INDEX:-} $(cat "${inputs[@]}" | sha256sum | cut -d' ' -f1) $(pwd)"
 if [ -x $venv/bin/python ] && [ "$(cat $stamp 2>/dev/null)" = "$want" ]; then
   exit 0
@@ -110,11 +110,18 @@ if ! PATH="$PWD/$venv/bin:$PATH" node_works; then
     chmod +x $venv/bin/$tool
   done
 fi
+npm_install() { # in a folder; not `npm ci`: it wants every platform's binary in the lock file, also those that a mirror may not carry
+  (cd "$1" && PATH="$root/$venv/bin:$PATH" npm install --no-save --no-audit --no-fund --loglevel=error >>"$root/$log" 2>&1) ||
+    { tail -n 25 "$log" >&2; fail "npm install failed in $1/"; }
+}
+root=$PWD
 if [ -f contracts/package-lock.json ]; then
   say "the contracts' tool chain (solc, OpenZeppelin, forge, anvil)"
-  # Not `npm ci`: it wants every platform's binary in the lock file, also those that a mirror may not carry.
-  (cd contracts && PATH="$PWD/../$venv/bin:$PATH" npm install --no-save --no-audit --no-fund --loglevel=error \
-    >>"../$log" 2>&1) || { tail -n 25 "$log" >&2; fail "npm install failed in contracts/"; }
+  npm_install contracts
+fi
+if [ -f tests/interop/js/package-lock.json ]; then
+  say "js-libp2p, which the interop tests speak to (59 MB)"
+  npm_install tests/interop/js
 fi
 
 echo "$want" >$stamp
