@@ -3,6 +3,7 @@
 from .books import Account
 from .database import OnStep
 from .journal import MAX_LIVE_NONCES, Clock, Journal
+from .pipelines import KnownPipeline
 from .reader import Reader, Summary
 from .receipts import Build
 from .values import (
@@ -38,6 +39,7 @@ __all__ = [
     "EscrowSnapshot",
     "Ignored",
     "Journal",
+    "KnownPipeline",
     "Ledger",
     "LedgerKey",
     "OnStep",

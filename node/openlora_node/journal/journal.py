@@ -20,6 +20,7 @@ from . import receipts, requests, vouchers
 from .binding import bind, check_clock, seq_floor
 from .books import Books, wei
 from .database import OnStep, Transaction, connect, create_file, ignore_step, storage_errors
+from .pipelines import KnownPipeline, pipeline_of
 from .reader import Reader
 from .schema import migrate
 from .values import (
@@ -109,16 +110,20 @@ class Journal:
         *,
         opening: VoucherEntry | None = None,
         debt_allowed: int = 0,
+        pipeline: KnownPipeline | None = None,
     ) -> Admission:
         """Insert the nonce, keep the opening voucher and reserve `max_fee`, all or nothing.
 
         `signer` is who signed the request. `debt_allowed` (wei) lets a payer who runs requests side by side in while
-        its closing vouchers are under way. Raises NONCE_REUSED, REQUEST_EXPIRED, TOO_MANY_NONCES, DEBT_OUTSTANDING,
+        its closing vouchers are under way. `pipeline`, the request's, is kept under its id for the life of the journal.
+        Raises NONCE_REUSED, REQUEST_EXPIRED, TOO_MANY_NONCES, DEBT_OUTSTANDING,
         ESCROW_TOO_LOW, VOUCHER_CONFLICT, WRONG_NODE.
         """
         self._check_ours(request.value.payer, request.value.node)
+        if pipeline is not None and pipeline.pipeline.id != request.value.pipeline_id:
+            raise OpenLoraError(ErrorCode.BAD_PIPELINE, "the request names another pipeline")
         digest = Digest(request.value.digest(self.binding.domain))
-        entry = requests.Entry(request, digest, signer, escrow, opening, debt_allowed)
+        entry = requests.Entry(request, digest, signer, escrow, opening, debt_allowed, pipeline)
         return await self.transact(lambda tx: requests.admit(tx, entry, self._clock(), self._max_live_nonces))
 
     async def interrupt(self, request_digest: Digest) -> bool:
@@ -174,6 +179,10 @@ class Journal:
     async def ledger(self, key: LedgerKey) -> Ledger:
         """One ledger, empty if there is none under this key."""
         return await self.transact(lambda tx: Books(tx).ledger(key))
+
+    async def pipeline(self, pipeline: bytes) -> KnownPipeline | None:
+        """The pipeline under an id, if a request was ever admitted for it."""
+        return await self.transact(lambda tx: pipeline_of(tx, pipeline))
 
     async def check_integrity(self, deep: bool = False) -> None:
         """See `Reader.check_integrity`; runs beside the writer on one committed state."""

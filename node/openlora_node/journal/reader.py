@@ -10,15 +10,17 @@ from itertools import islice
 from pathlib import Path
 from typing import Self
 
+from ..protocol.crypto import Address
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import Digest
-from ..protocol.structs import Receipt
+from ..protocol.structs import Receipt, Request
 from .backup import back_up
 from .binding import read_binding
 from .books import LEDGER_COLUMNS, Account, Books, ledger_of
 from .database import Transaction, connect, scalar, storage_errors
 from .integrity import violations
+from .pipelines import KnownPipeline, pipeline_of
 from .receipts import receipt_of
 from .schema import bundled, check_version
 from .values import Binding, Ledger, LedgerKey, RequestState, StoredReceipt
@@ -99,6 +101,48 @@ class Reader:
                 node, after_seq, limit,
             )  # fmt: skip
         return [StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt) for signed, digest, salt in rows]
+
+    def receipt_at(self, node: bytes, seq: int) -> StoredReceipt | None:
+        """The first receipt of a node with this sequence number or a later one."""
+        found = self.receipts(node, seq - 1, 1)
+        return found[0] if found else None
+
+    def newest_receipt(self, node: bytes) -> StoredReceipt | None:
+        """The newest receipt of a node."""
+        with storage_errors():
+            row = self._view.one(
+                "SELECT signed, digest, salt FROM receipts WHERE node = ? ORDER BY seq DESC LIMIT 1", node
+            )
+        return None if row is None else StoredReceipt(Signed.unpack(Receipt, row[0]), Digest(row[1]), row[2])
+
+    def find_receipts(self, prefix: bytes, limit: int) -> list[StoredReceipt]:
+        """Receipts whose own or whose request's digest begins with `prefix`, in the order of the chain."""
+        past = (int.from_bytes(prefix.ljust(32, b"\0"), "big") + (1 << 8 * (32 - len(prefix)))) if prefix else 1 << 256
+        end = past.to_bytes(33, "big")[1:] if past < 1 << 256 else b"\xff" * 33
+        with storage_errors():
+            rows = self._view.all(
+                "SELECT signed, digest, salt FROM receipts WHERE (digest >= ? AND digest < ?)"
+                " OR (request_digest >= ? AND request_digest < ?) ORDER BY seq LIMIT ?",
+                prefix, end, prefix, end, limit,
+            )  # fmt: skip
+        return [StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt) for signed, digest, salt in rows]
+
+    def request(self, digest: Digest) -> tuple[Signed[Request], Address] | None:
+        """A request and who signed it."""
+        with storage_errors():
+            row = self._view.one("SELECT signed, signer FROM requests WHERE digest = ?", digest)
+        return None if row is None else (Signed.unpack(Request, row[0]), Address(row[1]))
+
+    def pipeline(self, pipeline: bytes) -> KnownPipeline | None:
+        """The pipeline under an id, if a request was ever admitted for it."""
+        with storage_errors():
+            return pipeline_of(self._view, pipeline)
+
+    def evidence(self, node: bytes, seq: int) -> bytes:
+        """What was kept beside a receipt; empty for one without."""
+        with storage_errors():
+            row = self._view.one("SELECT data FROM evidence WHERE node = ? AND seq = ?", node, seq)
+        return b"" if row is None else bytes(row[0])
 
     def account(self, payer: bytes, node: bytes) -> Account:
         """A payer's sums with one node."""

@@ -107,6 +107,12 @@ def _insert(transaction: Transaction, domain: Domain, found: OpenRequest, draft:
         receipt.status, integer(receipt.tokens, "tokens"), wei(receipt.compute), wei(receipt.royalties),
         draft.salt, draft.receipt.pack(),
     )  # fmt: skip
+    if draft.evidence:
+        transaction.write(
+            "receipt.evidence",
+            "INSERT INTO evidence (node, seq, data) VALUES (?, ?, ?)",
+            receipt.node, receipt.seq, draft.evidence,
+        )  # fmt: skip
     return StoredReceipt(draft.receipt, digest, draft.salt)
 
 

@@ -13,6 +13,7 @@ from ..protocol.ids import Digest
 from ..protocol.structs import CLOCK_SKEW_S, Request
 from .books import OPEN, Books, integer, number, wei
 from .database import Transaction
+from .pipelines import KnownPipeline, remember
 from .receipts import receipt_of
 from .values import (
     Admission,
@@ -40,6 +41,7 @@ class Entry:
     escrow: EscrowSnapshot
     opening: VoucherEntry | None
     debt_allowed: int
+    pipeline: KnownPipeline | None = None
 
     @property
     def key(self) -> LedgerKey:
@@ -67,6 +69,8 @@ def admit(transaction: Transaction, entry: Entry, now: int, max_live_nonces: int
         raise OpenLoraError(ErrorCode.REQUEST_EXPIRED)
     if state is None:
         _check_live_nonces(transaction, entry.signer, now, max_live_nonces)
+    if entry.pipeline is not None:
+        remember(transaction, entry.pipeline)
     if entry.opening is not None:
         _open_with_voucher(transaction, entry)
     _reserve(transaction, entry)

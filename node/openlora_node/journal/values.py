@@ -197,6 +197,8 @@ class ReceiptDraft:
     receipt: Signed[Receipt]
     salt: bytes
     after: Tally
+    evidence: bytes = b""
+    """Kept beside the receipt as it stands: the leaves behind its two roots."""
 
 
 @dataclass(frozen=True)
