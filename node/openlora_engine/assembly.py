@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import logging
 import os
 import time
 from collections.abc import Callable
@@ -11,7 +13,7 @@ from pathlib import Path
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from openlora_kernels import LoraTables
+from openlora_kernels import LoraTables, flash
 
 from .adapters.blob import Storage
 from .adapters.device import slot_bytes
@@ -30,6 +32,8 @@ from .scheduling.prefix import PrefixHasher
 from .scheduling.scheduler import Scheduler
 from .scheduling.slots import SlotPool
 
+logger = logging.getLogger(__name__)
+
 CUDA_SHARE = 0.9
 """Of the device's memory that is planned with; the rest is the allocator's and other processes'."""
 
@@ -42,6 +46,7 @@ class Assembly:
     model: LoadedModel
     tokenizer: PreTrainedTokenizerFast
     plan: MemoryPlan
+    lora_dtype: torch.dtype
 
 
 def model_folder(config: EngineConfig) -> Path:
@@ -75,6 +80,7 @@ def wire(
     clock: Callable[[], float] = time.monotonic,
 ) -> Assembly:
     """Everything but the model's loading: `available` is what the host had free before it."""
+    config = _with_block_size(config, model)
     storage = Storage(
         targets=model.targets,
         dtype=_lora_dtype(config, model),
@@ -121,7 +127,19 @@ def wire(
     )
     engine = Engine(config, model, tokenizer, scheduler, slots, runner, adapters, clock)
     adapters.on_forget = lambda digest: engine.pin(digest, pinned=False)
-    return Assembly(engine, model, tokenizer, plan)
+    return Assembly(engine, model, tokenizer, plan, storage.dtype)
+
+
+def _with_block_size(config: EngineConfig, model: LoadedModel) -> EngineConfig:
+    """The block size that the device's attention wants, unless one is given; on CUDA, why flash-attn is not used."""
+    head_dim = max(layer.head_dim for layer in model.kv_layers)
+    if config.block_size == 0:
+        on_cuda = model.device.type == "cuda"
+        size = flash.preferred_block_size(model.device, model.dtype, head_dim) if on_cuda else flash.SDPA_BLOCK_SIZE
+        config = dataclasses.replace(config, block_size=size)
+    if model.device.type == "cuda" and (reason := flash.unfit(model.device, model.dtype, head_dim, config.block_size)):
+        logger.warning("attention by torch's SDPA, which is slower: %s", reason)
+    return config
 
 
 def _lora_dtype(config: EngineConfig, model: LoadedModel) -> torch.dtype:

@@ -34,7 +34,16 @@ class EngineService:
     def __init__(self, assembly: Assembly, metrics: EngineMetrics) -> None:
         model, engine = assembly.model, assembly.engine
         self.model = ModelCard(
-            (model.name,), engine.config.model_digest, model.max_model_len, model.vocab_size, int(time.time())
+            (model.name,),
+            engine.config.model_digest,
+            model.max_model_len,
+            model.vocab_size,
+            int(time.time()),
+            eos_token_ids=tuple(sorted(model.eos_token_ids)),
+            device=model.device.type,
+            dtype=str(model.dtype).removeprefix("torch."),
+            lora_dtype=str(assembly.lora_dtype).removeprefix("torch."),
+            quantization=engine.config.quantization,
         )
         self.tokenizer: Tokenizer = assembly.tokenizer
         self.metrics = metrics
@@ -151,6 +160,7 @@ class EngineService:
                 density=options.density,
                 majority_sign_method=options.majority_sign_method,
                 svd_rank=options.svd_rank,
+                seed=options.seed,
             )
         if model in self.model.names:
             return None

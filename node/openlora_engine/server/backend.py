@@ -21,6 +21,14 @@ class ModelCard:
     vocab_size: int
     created: int
     """Unix seconds."""
+    eos_token_ids: tuple[int, ...] = ()
+    """What ends a sequence, ascending."""
+    device: str = ""
+    dtype: str = ""
+    lora_dtype: str = ""
+    quantization: str = ""
+    """These four as the engine's flags write them, `auto` resolved: with the version and the digest they are what an
+    output depends on beside the request."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +52,7 @@ class MixOptions:
     density: float | None = None
     majority_sign_method: str | None = None
     svd_rank: int | None = None
+    seed: int | None = None
 
 
 class HealthState(StrEnum):

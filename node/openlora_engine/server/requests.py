@@ -59,6 +59,7 @@ class AdapterOptions(Struct, forbid_unknown_fields=True):
     density: float | None = None
     majority_sign_method: Literal["total", "frequency"] | None = None
     svd_rank: int | None = None
+    seed: int | None = None
 
 
 class GenerationBody(Struct, kw_only=True):

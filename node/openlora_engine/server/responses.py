@@ -244,6 +244,13 @@ class HealthBody(Struct):
 
 
 class VersionBody(Struct):
-    """The answer of /version."""
+    """The answer of /version: the build, and what it runs as; together what an output depends on beside the request."""
 
     version: str
+    model: str
+    model_digest: str
+    device: str
+    dtype: str
+    lora_dtype: str
+    quantization: str
+    eos_token_ids: list[int]

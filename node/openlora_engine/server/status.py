@@ -27,6 +27,18 @@ async def metrics(call: Call) -> web.StreamResponse:
     return web.Response(body=body, headers={"Content-Type": METRICS_TYPE})
 
 
-async def show_version(_call: Call) -> web.StreamResponse:
+async def show_version(call: Call) -> web.StreamResponse:
     """GET /version."""
-    return json_reply(VersionBody(version("openlora-node")))
+    model = call.backend.model
+    return json_reply(
+        VersionBody(
+            version("openlora-node"),
+            model.names[0],
+            model.digest,
+            model.device,
+            model.dtype,
+            model.lora_dtype,
+            model.quantization,
+            list(model.eos_token_ids),
+        )
+    )

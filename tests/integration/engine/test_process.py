@@ -127,6 +127,19 @@ class TestServing:
         assert again == first[:4]
         assert token_ids(await complete(client, **mix)) == first[4]
 
+    async def test_the_seed_of_a_mix_draws_its_masks(self, client: openai.AsyncOpenAI) -> None:
+        def mixed(**options: Any) -> Any:
+            both = [{"id": "a", "weight": 0.7}, {"id": "b", "weight": 0.3}]
+            return complete(client, adapters=both, adapter_method="dare_linear", adapter_options=options or None)
+
+        one, again, other, none = [
+            token_ids(await mixed(**given)) for given in ({"seed": 1}, {"seed": 1}, {"seed": 2}, {})
+        ]
+        assert one == again
+        assert len({tuple(ids) for ids in (one, other, none)}) > 1
+        with pytest.raises(openai.APIStatusError, match="seed"):
+            await mixed(seed=-1)
+
     async def test_chat_streams_what_it_answers_whole(self, client: openai.AsyncOpenAI) -> None:
         settings: dict[str, Any] = {"model": "a", "messages": MESSAGES, "max_tokens": 12, "temperature": 0.8, "seed": 5}
         whole = await client.chat.completions.create(**settings)

@@ -14,7 +14,7 @@ from openlora_engine.server import requests as engine_requests
 from openlora_node.openai import BodyError, parse_body
 from openlora_node.openai import fields as our_fields
 from openlora_node.openai.bounds import field_names
-from openlora_node.openai.shapes import Chat, Completion
+from openlora_node.openai.shapes import AdapterOptions, Chat, Completion
 from openlora_node.protocol.errors import ErrorCode
 
 MIB = 1 << 20
@@ -33,6 +33,7 @@ def test_the_lists_are_the_engines() -> None:
     assert our_fields.IGNORED == engine_fields.IGNORED
     assert our_fields.HARMLESS_VALUES == engine_fields.HARMLESS_VALUES
     assert field_names(Chat) == frozenset(engine_requests.ChatBody.__struct_encode_fields__)
+    assert field_names(AdapterOptions) == frozenset(engine_requests.AdapterOptions.__struct_encode_fields__)
     assert field_names(Completion) == frozenset(engine_requests.CompletionBody.__struct_encode_fields__)
 
 

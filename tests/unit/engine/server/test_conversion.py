@@ -119,12 +119,12 @@ def test_targets() -> None:
         completion(
             adapters=[{"id": "sql"}, {"id": "law", "weight": 0}],
             adapter_method="svd",
-            adapter_options={"svd_rank": 4, "majority_sign_method": "total"},
+            adapter_options={"svd_rank": 4, "majority_sign_method": "total", "seed": 7},
         ),
         MODEL,
     )
     assert (mixed.model, mixed.adapters, mixed.method) == (BASE, (("sql", 1.0), ("law", 0.0)), "svd")
-    assert mixed.options == MixOptions(svd_rank=4, majority_sign_method="total")
+    assert mixed.options == MixOptions(svd_rank=4, majority_sign_method="total", seed=7)
 
 
 @pytest.mark.parametrize("name", [BASE, ALIAS, MODEL.digest])

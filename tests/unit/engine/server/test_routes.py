@@ -123,4 +123,6 @@ async def test_metrics_count_what_was_served_and_refused(server) -> None:
 
 
 async def test_version(server) -> None:
-    assert (await ask(server.address, get("/version"))).json == {"version": version("openlora-node")}
+    told = (await ask(server.address, get("/version"))).json
+    assert (told["version"], told["model"], told["model_digest"]) == (version("openlora-node"), BASE, digest_of(BASE))
+    assert set(told) >= {"device", "dtype", "lora_dtype", "quantization", "eos_token_ids"}
