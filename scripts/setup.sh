@@ -37,6 +37,7 @@ need g++ g++
 need make make
 need ip iproute2
 need nft nftables
+need systemd-analyze systemd
 python=${PYTHON:-}
 if [ -z "$python" ]; then
   for candidate in python3.11 python3.12 python3 python3.13; do

@@ -45,6 +45,7 @@ NOUNS = (
     Noun("devnet", "Run a development chain on this machine."),
     Noun("engine", "Serve LoRA adapters over one base model, without a node."),
     Noun("keys", "Make, import, export and guard key files."),
+    Noun("service", "Run the node and its engine under systemd."),
     Noun("tx", "Look at the chain transactions under way and steer them."),
 )
 

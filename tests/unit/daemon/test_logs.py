@@ -46,7 +46,7 @@ def test_an_exception_shows_class_and_places_but_not_what_it_quotes(form: str) -
     stream = io.StringIO()
     logs.set_up_logs("info", form, stream)  # type: ignore[arg-type]
     try:
-        raise ValueError("the prompt was hunter22")
+        int("the prompt was hunter22")
     except ValueError:
         logging.getLogger("openlora.test").exception("a handler failed")
     text = stream.getvalue()
