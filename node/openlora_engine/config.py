@@ -63,7 +63,7 @@ class EngineConfig:
     max_model_len: int = option(0, "Longest prompt plus output, tokens; 0: the model's own limit.", low=0)
     max_num_seqs: int = option(32, "Sequences that run at once.", low=1)
     max_num_batched_tokens: int = option(512, "Tokens computed in one step, prefill and decode together.", low=16)
-    block_size: int = option(16, "Tokens of one KV block (CUDA with flash-attn: 256).", low=1)
+    block_size: int = option(0, "Tokens of one KV block; 0: 256 where flash-attn serves the model, else 16.", low=0)
     kv_cache_memory: int | None = size(
         None, "Memory for KV blocks; default: what max_num_seqs can use, at most a quarter."
     )

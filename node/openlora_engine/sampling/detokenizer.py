@@ -199,7 +199,7 @@ def _pieces_of(backend: Tokenizer, *, byte_level: bool) -> list[bytes | str | No
 
 def _bytes_of(piece: str) -> bytes:
     """Byte-level: a piece that is not all in the alphabet (an added token) stands for itself."""
-    codes = [_BYTE_OF.get(character) for character in piece]
+    codes = [BYTE_OF.get(character) for character in piece]
     return piece.encode() if None in codes else bytes(code for code in codes if code is not None)
 
 
@@ -219,7 +219,8 @@ def _byte_alphabet() -> dict[str, int]:
     return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
 
 
-_BYTE_OF = _byte_alphabet()
+BYTE_OF = _byte_alphabet()
+"""GPT-2's `bytes_to_unicode`, the other way round."""
 
 
 def _length_of(lead: int) -> int:

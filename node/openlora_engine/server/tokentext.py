@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
+from ..sampling.detokenizer import BYTE_OF
 from .backend import Tokenizer
 
 
@@ -26,7 +27,7 @@ class TokenText:
         if token_id in self._added:
             return str(piece).encode()
         if "ByteLevel" in self._kinds:
-            return bytes(_BYTE_OF[character] for character in piece if character in _BYTE_OF)
+            return bytes(BYTE_OF[character] for character in piece if character in BYTE_OF)
         if "ByteFallback" in self._kinds and len(piece) == 6 and piece.startswith("<0x") and piece.endswith(">"):
             return bytes.fromhex(piece[3:5])
         return str(piece).replace("▁", " ").encode()
@@ -55,13 +56,3 @@ def _decoder_kinds(decoder: Any) -> Iterable[str]:
         node = stack.pop()
         yield node["type"]
         stack.extend(node.get("decoders", ()))
-
-
-def _byte_alphabet() -> dict[str, int]:
-    """Byte-level BPE's character for each byte (`bytes_to_unicode` of GPT-2): itself where printable in Latin-1."""
-    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
-    others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {chr(256 + index): byte for index, byte in enumerate(others)}
-
-
-_BYTE_OF = _byte_alphabet()

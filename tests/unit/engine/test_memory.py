@@ -24,7 +24,7 @@ def refusal(config: EngineConfig, model: ModelSize, available: int, device: str 
 
 
 def test_the_default_model_on_a_small_machine() -> None:
-    plan = plan_memory(EngineConfig(), SMALL, "cpu", 23 * GIB)
+    plan = plan_memory(EngineConfig(block_size=16), SMALL, "cpu", 23 * GIB)
     assert plan.kv_blocks <= 23 * GIB // 4
     assert plan.num_blocks * 16 >= SMALL.max_model_len
     assert plan.total + RESERVE <= plan.available
@@ -35,13 +35,13 @@ def test_the_default_model_on_a_small_machine() -> None:
 
 def test_no_more_blocks_than_the_sequences_can_use() -> None:
     tiny = dataclasses.replace(SMALL, max_model_len=64, kv_per_token=1_024)
-    plan = plan_memory(EngineConfig(max_num_batched_tokens=64), tiny, "cpu", 100 * GIB)
+    plan = plan_memory(EngineConfig(block_size=16, max_num_batched_tokens=64), tiny, "cpu", 100 * GIB)
     assert plan.num_blocks == 32 * 4
 
 
 def test_cuda_slots_are_counted_and_the_host_cache_is_not() -> None:
     model = dataclasses.replace(SMALL, slot=100 << 20)
-    plan = plan_memory(EngineConfig(host_cache=64 * GIB), model, "cuda", 24 * GIB)
+    plan = plan_memory(EngineConfig(block_size=16, host_cache=64 * GIB), model, "cuda", 24 * GIB)
     assert plan.slots == 32 * (100 << 20)
     assert plan.total + RESERVE <= plan.available
 
@@ -49,11 +49,11 @@ def test_cuda_slots_are_counted_and_the_host_cache_is_not() -> None:
 @pytest.mark.parametrize(
     ("config", "model", "available", "device", "flag"),
     [
-        (EngineConfig(host_cache=8 * GIB), SMALL, 6 * GIB, "cpu", "--host-cache"),
-        (EngineConfig(kv_cache_memory=20 * GIB), SMALL, 16 * GIB, "cpu", "--kv-cache-memory"),
-        (EngineConfig(), dataclasses.replace(SMALL, slot=GIB), 24 * GIB, "cuda", "--max-loras"),
+        (EngineConfig(block_size=16, host_cache=8 * GIB), SMALL, 6 * GIB, "cpu", "--host-cache"),
+        (EngineConfig(block_size=16, kv_cache_memory=20 * GIB), SMALL, 16 * GIB, "cpu", "--kv-cache-memory"),
+        (EngineConfig(block_size=16), dataclasses.replace(SMALL, slot=GIB), 24 * GIB, "cuda", "--max-loras"),
         (
-            EngineConfig(host_cache=1 << 20),
+            EngineConfig(block_size=16, host_cache=1 << 20),
             dataclasses.replace(SMALL, weights=30 * GIB),
             8 * GIB,
             "cpu",
@@ -68,7 +68,7 @@ def test_a_refusal_names_the_flag(
 
 
 def test_a_pool_smaller_than_one_sequence_is_refused_with_both_ways_out() -> None:
-    error = refusal(EngineConfig(kv_cache_memory=100 << 20), SMALL, 23 * GIB)
+    error = refusal(EngineConfig(block_size=16, kv_cache_memory=100 << 20), SMALL, 23 * GIB)
     assert "--max-model-len 2272 or less" in error.message
     assert "--kv-cache-memory to 360MiB or more" in error.message
 
@@ -85,7 +85,7 @@ def test_a_plan_never_promises_more_than_there_is(
 ) -> None:
     model = ModelSize(weights, kv_per_token, max_model_len, 1 << 20, 0)
     try:
-        plan = plan_memory(EngineConfig(kv_cache_memory=kv_cache_memory), model, "cpu", available)
+        plan = plan_memory(EngineConfig(block_size=16, kv_cache_memory=kv_cache_memory), model, "cpu", available)
     except EngineError as error:
         assert error.code is Code.DOES_NOT_FIT
         assert "--" in error.message

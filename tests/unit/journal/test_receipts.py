@@ -89,11 +89,16 @@ def forged(**changes: object):
         draft = Builder()(slot)
         return replace(draft, receipt=msgspec.structs.replace(draft.receipt.value, **changes).sign(DOMAIN, NODE_KEY))
 
+    build.__name__ = f"forged {', '.join(changes)}"
     return build
 
 
 def drafted(**changes: object):
-    return lambda slot: replace(Builder()(slot), **changes)
+    def build(slot: ReceiptSlot) -> ReceiptDraft:
+        return replace(Builder()(slot), **changes)
+
+    build.__name__ = f"drafted {', '.join(changes)}"
+    return build
 
 
 @pytest.mark.parametrize(
@@ -114,7 +119,7 @@ def drafted(**changes: object):
         drafted(after=Tally(9, 15_000_000)),
         drafted(salt=b"short"),
     ],
-    ids=str,
+    ids=lambda build: build.__name__,
 )
 async def test_a_receipt_that_does_not_fit_is_refused_and_the_request_runs_on(journal: Journal, build) -> None:
     await admit(journal, request(1))
