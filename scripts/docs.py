@@ -20,6 +20,7 @@ ROOMS = {
     "node/openlora_node/protocol": "What two machines must agree on to the byte. Pure.",
     "node/openlora_node/config": "The configuration.",
     "node/openlora_node/journal": "What must survive a crash.",
+    "node/openlora_node/chainview": "What the doors need to know of the chain.",
     "node/openlora_node/network": "The peer-to-peer network: host, adverts, directory, routing.",
     "node/openlora_node/api": "The node's HTTP doors.",
     "node/openlora_node/daemon": "The node's composition root.",

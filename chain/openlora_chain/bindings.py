@@ -69,6 +69,65 @@ class Node:
     thaw_end: int
 
 
+@dataclass(frozen=True, slots=True)
+class NodeKey:
+    """The life of a node key, times in unix seconds; `valid_until` is 0 while it is current, `node` zero for no key."""
+
+    node: bytes
+    x: bytes
+    valid_from: int
+    valid_until: int
+    odd_y: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A registered artifact; kind 0 (None), 1 (Base), 2 (Adapter), 3 (Dataset)."""
+
+    owner: bytes
+    kind: int
+    latest_version: int
+    pending_owner: bytes
+    shares_root: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class TermsVersion:
+    """One version of an artifact's terms: wei per 1,000,000 tokens, unix seconds, basis points."""
+
+    rate: int
+    created_at: int
+    credits_bps: int
+    components: tuple[tuple[bytes, int], ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """One artifact of a registered pipeline."""
+
+    artifact: bytes
+    terms_version: int
+    numerator: int
+
+
+@dataclass(frozen=True, slots=True)
+class SharePool:
+    """A dataset's income under its share table and what was claimed of it, in wei, cumulative."""
+
+    total: int
+    claimed: int
+
+
+@dataclass(frozen=True, slots=True)
+class CreditPool:
+    """A dataset's income from one node that waits for credits, in wei; `waiting_since` is unix seconds."""
+
+    accrued: int
+    settled: int
+    credited: int
+    waiting_since: int
+
+
 class _Contract:
     """One contract at one address."""
 
@@ -91,10 +150,10 @@ class _Contract:
         encoded = self._web3.encode_abi(function, args=[_argument(argument) for argument in arguments])
         return Calldata(self.address, bytes.fromhex(encoded.removeprefix("0x")), value)
 
-    async def _read(self, function: str, *arguments: Any) -> tuple[Any, ...]:
+    async def _read(self, function: str, *arguments: Any, at: int | None = None) -> tuple[Any, ...]:
         call = Call(bytes(20), self.address, self._write(function, *arguments).data)
         try:
-            output = await self._rpc.call(call)
+            output = await self._rpc.call(call, at)
         except Reverted as error:
             raise ChainError(
                 ChainErrorCode.REVERTED, f"{self.name}.{function} refused: {error_table().explain(error.data)}"
@@ -120,6 +179,32 @@ class NodeRegistry(_Contract):
         """A node, all zero when there is none."""
         ((owner, deregistered, recipient, key, (staked, thawing, thaw_end)),) = await self._read("nodeOf", node)
         return Node(owner, deregistered, recipient, key, staked, thawing, thaw_end)
+
+    async def find_node(self, node: bytes) -> Node | None:
+        """A node, None when there is none."""
+        try:
+            return await self.node_of(node)
+        except ChainError as error:
+            if error.code is ChainErrorCode.REVERTED and "UnknownNode" in error.message:
+                return None
+            raise
+
+    async def endpoint_of(self, node: bytes) -> str:
+        """Where a registered node says it is reached."""
+        return str((await self._read("endpointOf", node))[0])
+
+    async def key_of(self, key: bytes) -> NodeKey:
+        """The life of a key, by its address."""
+        ((node, x, valid_from, valid_until, odd_y),) = await self._read("keyOf", key)
+        return NodeKey(node, x, valid_from, valid_until, odd_y)
+
+    async def peer_id_of(self, key: bytes) -> bytes:
+        """The libp2p peer id of a registered key, as its multihash."""
+        return bytes((await self._read("peerIdOf", key))[0])
+
+    async def thaw_period(self) -> int:
+        """Seconds that stake thaws."""
+        return int((await self._read("THAW_PERIOD"))[0])
 
     async def is_active(self, node: bytes) -> bool:
         """Registered, and its key is valid."""
@@ -172,6 +257,19 @@ class ArtifactRegistry(_Contract):
     async def owner_of(self, artifact: bytes) -> bytes:
         """The owner, 20 zero bytes while unregistered."""
         return bytes((await self._read("ownerOf", artifact))[0])
+
+    async def artifact_of(self, artifact: bytes) -> Artifact:
+        """Everything known of an artifact, all zero while unregistered."""
+        return Artifact(*(await self._read("artifactOf", artifact))[0])
+
+    async def terms_of(self, artifact: bytes, version: int) -> TermsVersion:
+        """One version of its terms, from 1. Raises ChainError REVERTED where there is none."""
+        (rate, created_at, credits_bps, _count), components = await self._read("termsOf", artifact, version)
+        return TermsVersion(rate, created_at, credits_bps, tuple((part, bps) for part, bps in components))
+
+    async def terms_grace(self) -> int:
+        """Seconds that superseded terms still redeem."""
+        return int((await self._read("TERMS_GRACE"))[0])
 
     async def rate_of(self, artifact: bytes, version: int) -> int | None:
         """Wei per 1,000,000 tokens under these terms, None if they do not exist."""
@@ -236,14 +334,55 @@ class Settlement(_Contract):
 
     name = "Settlement"
 
-    async def account_of(self, payer: bytes, node: bytes) -> Escrow:
-        """A payer's escrow with a node."""
-        return Escrow(*(await self._read("accountOf", payer, node))[0])
+    async def account_of(self, payer: bytes, node: bytes, at: int | None = None) -> Escrow:
+        """A payer's escrow with a node, at the head or at a height."""
+        return Escrow(*(await self._read("accountOf", payer, node, at=at))[0])
 
-    async def channel_of(self, payer: bytes, signer: bytes, node: bytes, pipeline: bytes) -> Channel:
-        """What was redeemed so far."""
-        (compute, tokens, indebted), debt = await self._read("channelOf", payer, signer, node, pipeline)
+    async def channel_of(
+        self, payer: bytes, signer: bytes, node: bytes, pipeline: bytes, at: int | None = None
+    ) -> Channel:
+        """What was redeemed so far, at the head or at a height."""
+        (compute, tokens, indebted), debt = await self._read("channelOf", payer, signer, node, pipeline, at=at)
         return Channel(compute, tokens, indebted, *debt)
+
+    async def escrow_thaw(self) -> int:
+        """Seconds that escrow thaws."""
+        return int((await self._read("ESCROW_THAW"))[0])
+
+    async def recipient_of(self, account: bytes) -> bytes:
+        """Where an account's claims and withdrawals go."""
+        return bytes((await self._read("recipientOf", account))[0])
+
+    async def parts_of(self, pipeline: bytes) -> tuple[Part, ...]:
+        """The artifacts of a registered pipeline, base first; empty while it is unregistered."""
+        _header, parts = await self._read("pipelineOf", pipeline)
+        return tuple(Part(*part) for part in parts)
+
+    async def accumulator_of(self, node: bytes, pipeline: bytes) -> tuple[int, int]:
+        """Royalties of a (node, pipeline) in wei, cumulative: redeemed, and shared out."""
+        accrued, harvested = await self._read("accumulatorOf", node, pipeline)
+        return int(accrued), int(harvested)
+
+    async def protocol_balance(self, node: bytes) -> int:
+        """Wei that `claimProtocol` pays of one node."""
+        _operator, protocol = await self._read("ledgerOf", node)
+        return int(protocol)
+
+    async def treasury(self) -> bytes:
+        """Who receives the protocol's part."""
+        return bytes((await self._read("treasury"))[0])
+
+    async def share_pool_of(self, dataset: bytes, root: bytes) -> SharePool:
+        """A dataset's income under a share table's root."""
+        return SharePool(*await self._read("sharePoolOf", dataset, root))
+
+    async def paid_for_leaf(self, dataset: bytes, leaf: bytes) -> int:
+        """Wei that one leaf of a share table was paid."""
+        return int((await self._read("paidForLeaf", dataset, leaf))[0])
+
+    async def credit_pool(self, node: bytes, dataset: bytes) -> CreditPool:
+        """A dataset's credit pool at one node."""
+        return CreditPool(*(await self._read("creditPool", node, dataset))[0])
 
     async def may_sign(self, payer: bytes, signer: bytes) -> bool:
         """Whether a signer's vouchers bind the payer."""

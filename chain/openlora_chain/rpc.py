@@ -89,10 +89,19 @@ class _Provider(AsyncJSONBaseProvider):
 
 
 class Rpc:
-    """A connection to one node. `web3` shares it with the contract bindings."""
+    """A connection to one node, or to the first of several that answers. `web3` shares it with the contract bindings.
 
-    def __init__(self, url: str, *, timeout_s: float = 10.0, tries: int = 4, first_pause_s: float = 0.2) -> None:
-        self._url = url
+    Of several, the next one is taken when one does not answer or asks to slow down, and kept while it works.
+    """
+
+    def __init__(
+        self, url: str | Sequence[str], *, timeout_s: float = 10.0, tries: int = 4, first_pause_s: float = 0.2
+    ) -> None:
+        self._urls = (url,) if isinstance(url, str) else tuple(url)
+        if not self._urls:
+            raise ValueError("an Rpc needs a URL")
+        self.endpoint = 0
+        """Which of the URLs is in use: after a change, what was checked of the chain is to be checked again."""
         self._timeout = aiohttp.ClientTimeout(total=timeout_s)
         self._session: aiohttp.ClientSession | None = None
         self._ids = itertools.count(1)
@@ -114,6 +123,10 @@ class Rpc:
             session, self._session = self._session, None
             await session.close()
 
+    def skip(self) -> None:
+        """Go on with the next of the URLs."""
+        self.endpoint = (self.endpoint + 1) % len(self._urls)
+
     async def request(self, method: str, *params: object) -> Any:
         """The `result` of one call. Raises RpcError, Reverted."""
         response = await self.exchange(method, params)
@@ -129,6 +142,8 @@ class Rpc:
                 return await self._exchange_once(method, params)
             except RpcError as error:
                 transient = error.code in (ChainErrorCode.RPC_UNREACHABLE, ChainErrorCode.RPC_RATE_LIMITED)
+                if transient:
+                    self.skip()
                 if not transient or attempt == self._tries - 1:
                     raise
             await asyncio.sleep(pause)
@@ -140,7 +155,7 @@ class Rpc:
         if self._session is None:
             self._session = aiohttp.ClientSession(timeout=self._timeout)
         try:
-            async with self._session.post(self._url, json=call, allow_redirects=False) as http:
+            async with self._session.post(self._urls[self.endpoint], json=call, allow_redirects=False) as http:
                 status, body = http.status, await http.content.read(MAX_ANSWER + 1)
                 while len(body) <= MAX_ANSWER and (more := await http.content.read(MAX_ANSWER)):
                     body += more
@@ -238,12 +253,18 @@ class Rpc:
         mine = [tx for tx in map(_object, _array(block.get("transactions"))) if _bytes(tx.get("from")) == sender]
         return {_integer(tx.get("nonce")): _bytes(tx.get("hash"), 32) for tx in mine}
 
-    async def logs(self, first: int, last: int, addresses: Sequence[bytes]) -> list[LogRecord]:
-        """Logs of these contracts in blocks first..last, in chain order."""
-        answer = await self.request(
-            "eth_getLogs",
-            {"fromBlock": hex(first), "toBlock": hex(last), "address": [_hex(address) for address in addresses]},
-        )
+    async def logs(
+        self, first: int, last: int, addresses: Sequence[bytes], events: Sequence[bytes] = ()
+    ) -> list[LogRecord]:
+        """Logs of these contracts in blocks first..last, in chain order; with `events` those of these topics alone."""
+        query: dict[str, object] = {
+            "fromBlock": hex(first),
+            "toBlock": hex(last),
+            "address": [_hex(address) for address in addresses],
+        }
+        if events:
+            query["topics"] = [[_hex(topic) for topic in events]]
+        answer = await self.request("eth_getLogs", query)
         records = [_log_record(log) for log in _array(answer)]
         return sorted(records, key=lambda record: (record.block.number, record.index))
 
