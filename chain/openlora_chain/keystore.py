@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import secrets
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +18,7 @@ from eth_keyfile.keyfile import create_keyfile_json, decode_keyfile_json
 
 from .errors import ChainError, ChainErrorCode
 from .files import read_private, replace, write_new
-from .password import Password
+from .password import Password, credential
 from .wallet import CURVE_ORDER, Wallet, require_native_crypto
 
 SCRYPT_N = 262_144
@@ -49,6 +50,16 @@ async def load(path: Path, password: Password) -> Wallet:
     return await asyncio.to_thread(_open, document, password)
 
 
+async def load_credential(name: str, password: Password, environment: Mapping[str, str] = os.environ) -> Wallet:
+    """Open the key in a credential that systemd handed to this unit. Raises ChainError KEY_NOT_FOUND, KEY_MALFORMED.
+
+    Mode and owner are not checked, as for a password's credential.
+    """
+    require_native_crypto()
+    document = _parse(credential(name, MAX_FILE_BYTES, ChainErrorCode.KEY_NOT_FOUND, environment))
+    return await asyncio.to_thread(_open, document, password)
+
+
 async def change_password(path: Path, old: Password, new: Password, *, work_factor: int = SCRYPT_N) -> Wallet:
     """Encrypt the key anew; the file is replaced in one step, so that one of the two passwords always opens it."""
     wallet = await load(path, old)
@@ -70,7 +81,16 @@ async def back_up(path: Path, target: Path, password: Password) -> Wallet:
 
 def address_of(path: Path) -> bytes:
     """The address that the file claims to hold, without its password; 20 bytes."""
-    address = _parse(_read(path)).get("address")
+    return _claimed(_parse(_read(path)))
+
+
+def credential_address(name: str, environment: Mapping[str, str] = os.environ) -> bytes:
+    """The same for a credential."""
+    return _claimed(_parse(credential(name, MAX_FILE_BYTES, ChainErrorCode.KEY_NOT_FOUND, environment)))
+
+
+def _claimed(document: Mapping[str, Any]) -> bytes:
+    address = document.get("address")
     try:
         claimed = bytes.fromhex(str(address).removeprefix("0x"))
     except ValueError:

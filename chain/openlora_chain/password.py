@@ -49,15 +49,19 @@ def from_credential(name: str, environment: Mapping[str, str] = os.environ) -> P
     Mode and owner are not checked: systemd keeps the directory private and grants access by ACL, which shows as a group
     bit.
     """
+    return _first_line(credential(name, MAX_PASSWORD_BYTES, ChainErrorCode.PASSWORD_MISSING, environment))
+
+
+def credential(name: str, limit: int, missing: ChainErrorCode, environment: Mapping[str, str] = os.environ) -> bytes:
+    """The bytes of a credential, cut one past `limit`. Raises ChainError `missing`."""
     directory = environment.get("CREDENTIALS_DIRECTORY")
     if not directory or "/" in name or name in ("", ".", ".."):
-        raise ChainError(ChainErrorCode.PASSWORD_MISSING, "run under a unit with LoadCredential= for this name")
+        raise ChainError(missing, "run under a unit with LoadCredential= for this name")
     try:
         with (Path(directory) / name).open("rb") as file:
-            content = file.read(MAX_PASSWORD_BYTES + 1)
+            return file.read(limit + 1)
     except OSError:
-        raise ChainError(ChainErrorCode.PASSWORD_MISSING, f"the unit has no credential named {name}") from None
-    return _first_line(content)
+        raise ChainError(missing, f"the unit has no credential named {name}") from None
 
 
 def from_prompt(
