@@ -2,5 +2,26 @@
 
 from .body import Body, Kind, parse_body
 from .errors import BodyError, error_body, retry_after
+from .logprobs import merge_logprobs
+from .responses import Envelope, ModelEntry, StreamedResponse, Usage, WholeResponse, model_list
+from .sse import DONE, HEADERS, error_event, event
 
-__all__ = ["Body", "BodyError", "Kind", "error_body", "parse_body", "retry_after"]
+__all__ = [
+    "DONE",
+    "HEADERS",
+    "Body",
+    "BodyError",
+    "Envelope",
+    "Kind",
+    "ModelEntry",
+    "StreamedResponse",
+    "Usage",
+    "WholeResponse",
+    "error_body",
+    "error_event",
+    "event",
+    "merge_logprobs",
+    "model_list",
+    "parse_body",
+    "retry_after",
+]

@@ -1,0 +1,40 @@
+"""Log-probabilities as the engine's JSON, in either dialect's shape: an object of lists, one entry a token. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import msgspec
+
+from ..protocol.errors import ErrorCode, ProtocolError
+
+
+def merge_logprobs(parts: Sequence[bytes]) -> bytes:
+    """The log-probabilities of consecutive pieces of one choice as one; empty parts add nothing.
+
+    Raises ProtocolError MALFORMED for what is no JSON object.
+    """
+    told = [part for part in parts if part]
+    if len(told) < 2:
+        return told[0] if told else b""
+    merged: dict[str, Any] = {}
+    for part in told:
+        for name, value in _object(part).items():
+            if isinstance(value, list) and isinstance(merged.get(name), list):
+                merged[name] = merged[name] + value
+            else:
+                merged.setdefault(name, value)
+    return msgspec.json.encode(merged)
+
+
+def compact_logprobs(part: bytes) -> bytes:
+    """The same object on one line, whatever wrote it: fit for an event. Raises ProtocolError MALFORMED."""
+    return msgspec.json.encode(_object(part))
+
+
+def _object(part: bytes) -> dict[str, Any]:
+    try:
+        return msgspec.json.decode(part, type=dict[str, Any])
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+        raise ProtocolError(ErrorCode.MALFORMED, "log-probabilities are a JSON object") from None
