@@ -388,6 +388,11 @@ class Settlement(_Contract):
         """Whether a signer's vouchers bind the payer."""
         return bool((await self._read("maySign", payer, signer))[0])
 
+    async def signer_of(self, signer: bytes) -> tuple[bytes, int]:
+        """Whom a key signs for, and the unix second at which that ends; 0 for no end."""
+        ((payer, ends_at),) = await self._read("authorizationOf", signer)
+        return payer, int(ends_at)
+
     async def voucher_digest(self, voucher: VoucherTuple) -> bytes:
         """The EIP-712 digest as the contract computes it."""
         return bytes((await self._read("voucherDigest", voucher))[0])

@@ -95,6 +95,16 @@ class Outbox:
     def __repr__(self) -> str:
         return f"Outbox(0x{self._address.hex()}, {self.status})"
 
+    @property
+    def address(self) -> bytes:
+        """The sending key's address."""
+        return self._address
+
+    @property
+    def chain_id(self) -> int:
+        """The chain it sends to."""
+        return self._chain_id
+
     async def submit(self, new: NewIntent) -> Intent:
         """Store the intent and wake the sender; the same kind and subject again returns the first.
 

@@ -45,7 +45,7 @@ class Head:
 
 @dataclass(frozen=True, slots=True)
 class TxReceipt:
-    """Where a transaction stands and how it ended. `contract` is set by a creation."""
+    """Where a transaction stands and how it ended. `contract` is set by a creation; `gas_price` is wei, 0 if unsaid."""
 
     tx_hash: bytes
     block: BlockRef
@@ -53,6 +53,7 @@ class TxReceipt:
     gas_used: int
     contract: bytes | None
     logs: tuple[LogRecord, ...]
+    gas_price: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -232,6 +233,7 @@ class Rpc:
             gas_used=_integer(fields.get("gasUsed")),
             contract=None if contract is None else _bytes(contract, 20),
             logs=tuple(_log_record(log) for log in _array(fields.get("logs"))),
+            gas_price=_integer(fields.get("effectiveGasPrice", 0)),
         )
 
     async def mined(self, tx_hash: bytes, timeout_s: float = 300.0) -> TxReceipt:

@@ -1,4 +1,4 @@
-"""Keeps the registry true: snapshot at start, doubtful nodes read again, some checked at intervals, snapshot at the end.
+"""Keeps the registry true: snapshot at start and end, doubtful nodes read again, some checked at intervals.
 
 The registry itself is folded from events; this file reads contracts and the disk for what events alone do not tell.
 """
