@@ -20,6 +20,7 @@ from .advertising import Advertising, AdvertOptions, open_advertising
 from .adverts import Advert, OwnState
 from .announcing import Announcer
 from .bridge import Bridge, BridgeState
+from .candidates import Seen
 from .directory import Directory, DirectoryOptions, open_directory
 from .filters import AdapterFilter
 from .host import Host, HostOptions, open_host
@@ -142,6 +143,17 @@ class Network:
             return life.advertising.table.live(base, time.time())
 
         return await self._bridge.call(live)
+
+    async def seen(self, base: bytes) -> tuple[Seen, ...]:
+        """Nodes that serve a base model now, with the round trip to those that are connected."""
+
+        async def seen(life: Life) -> tuple[Seen, ...]:
+            host = life.host
+            connected = {peer.id for peer in host.peers()}
+            adverts = life.advertising.table.live(base, time.time())
+            return tuple(Seen(each, host.rtt(each.peer) if each.peer in connected else None) for each in adverts)
+
+        return await self._bridge.call(seen)
 
     async def filter_of(self, node: bytes) -> AdapterFilter | None:
         """The adapters of a connected node, compactly; None when it has none. Raises NODE_LOST, NOT_FOUND."""
