@@ -44,6 +44,7 @@ NOUNS = (
     Noun("db", "Check and back up the journal."),
     Noun("devnet", "Run a development chain on this machine."),
     Noun("engine", "Serve LoRA adapters over one base model, without a node."),
+    Noun("init", "Make the configuration, the data directory and the node key."),
     Noun("keys", "Make, import, export and guard key files."),
     Noun("service", "Run the node and its engine under systemd."),
     Noun("tx", "Look at the chain transactions under way and steer them."),
