@@ -24,6 +24,7 @@ ROOMS = {
     "node/openlora_node/serving": "One paid request on the node.",
     "node/openlora_node/admission": "The door's checks, policy only.",
     "node/openlora_node/attribution": "Receipts, what is behind them, and their proofs.",
+    "node/openlora_node/artifacts": "The content-addressed store of adapters, bases and datasets.",
     "node/openlora_node/network": "The peer-to-peer network: host, adverts, directory, routing.",
     "node/openlora_node/api": "The node's HTTP doors.",
     "node/openlora_node/daemon": "The node's composition root.",

@@ -70,13 +70,14 @@ class ChunkTree:
         return tuple(siblings)
 
 
-def verify_chunk(root: bytes, size: int, index: int, chunk: bytes, proof: Sequence[bytes]) -> None:
-    """Raise ProtocolError BAD_CHUNK unless `chunk` is chunk `index` of the file with this root and size."""
+def verify_chunk(root: bytes, size: int, index: int, chunk: bytes, proof: Sequence[bytes]) -> bytes:
+    """The chunk's hash. Raises BAD_CHUNK unless `chunk` is chunk `index` of the file with this root and size."""
     if len(chunk) != chunk_length(size, index):
         raise ProtocolError(ErrorCode.BAD_CHUNK, "the chunk has the wrong length")
     if any(len(sibling) != 32 for sibling in proof):
         raise ProtocolError(ErrorCode.BAD_CHUNK, "a proof is made of 32-byte hashes")
-    node, siblings, count = chunk_hash(chunk), iter(proof), chunk_count(size)
+    node = leaf = chunk_hash(chunk)
+    siblings, count = iter(proof), chunk_count(size)
     while count > 1:
         if index ^ 1 < count:
             sibling = next(siblings, b"")
@@ -84,6 +85,7 @@ def verify_chunk(root: bytes, size: int, index: int, chunk: bytes, proof: Sequen
         index, count = index >> 1, (count + 1) >> 1
     if node != root or next(siblings, None) is not None:
         raise ProtocolError(ErrorCode.BAD_CHUNK)
+    return leaf
 
 
 def _node(left: bytes, right: bytes) -> bytes:

@@ -1,0 +1,247 @@
+"""The store's space: what is there, what is promised, what must stay, and what goes when something new needs room."""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from threading import RLock
+
+from ..protocol.errors import ErrorCode, OpenLoraError
+from .eviction import Candidate, victims
+from .index import Index
+from .layout import Layout, allocated, lock_folder, newest, parse_folder_name, storage_errors, sync
+from .trees import TreeCache
+
+KEEP_FREE = 256 << 20
+"""Bytes of the disk that the store leaves to the journal beside it."""
+PARTIAL_LIFE_S = 7 * 86_400.0
+"""A download that nobody worked on for so long goes."""
+INCOMING_LIFE_S = 3_600.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Usage:
+    """Bytes on disk: of complete artifacts, of downloads and imports under way; and what is allowed for both."""
+
+    complete: int
+    partial: int
+    cache_size: int
+    artifacts: int
+
+
+@dataclass(frozen=True)
+class Collected:
+    """What a garbage collection removed: bytes freed, artifacts evicted, downloads given up, folders of no artifact."""
+
+    freed: int
+    artifacts: int
+    partials: int
+    broken: int
+
+
+class Space:
+    """Who holds on to what, and room for more. Thread-safe. `evicts`: whether this process may delete."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        index: Index,
+        trees: TreeCache,
+        *,
+        cache_size: int,
+        keep_free: int = KEEP_FREE,
+        evicts: bool = True,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        self.lock = RLock()
+        self._layout = layout
+        self._index = index
+        self._trees = trees
+        self._cache_size = cache_size
+        self._keep_free = keep_free
+        self._evicts = evicts
+        self._clock = clock
+        self._held: Counter[bytes] = Counter()
+        self._promised: dict[object, int] = {}
+        self._fetched: dict[bytes, int] = {}
+
+    def usage(self) -> Usage:
+        """How full the store is."""
+        with self.lock:
+            entries, idle = self._index.entries(), self._idle()
+            partial = sum(candidate.footprint for candidate in idle) + self._under_way()
+            complete = sum(entry.footprint for entry in entries)
+            return Usage(complete, partial, self._cache_size, len(entries))
+
+    # Holds and pins.
+
+    def take(self, artifact: bytes) -> None:
+        """One more holds on to an artifact."""
+        with self.lock:
+            self._held[artifact] += 1
+
+    def release(self, artifact: bytes) -> None:
+        """One holds on no longer."""
+        with self.lock:
+            self._held[artifact] -= 1
+            if self._held[artifact] <= 0:
+                del self._held[artifact]
+
+    def is_held(self, artifact: bytes) -> bool:
+        """Whether anyone holds on to it."""
+        return artifact in self._held
+
+    def pin(self, artifact: bytes) -> None:
+        """Make a pin."""
+        with storage_errors():
+            self._layout.pin(artifact).touch(mode=0o600)
+            sync(self._layout.pins)
+
+    def unpin(self, artifact: bytes) -> None:
+        """Take a pin away."""
+        with storage_errors():
+            self._layout.pin(artifact).unlink(missing_ok=True)
+
+    def pinned(self) -> frozenset[bytes]:
+        """All pins, read from the disk: other processes may pin too."""
+        with storage_errors():
+            names = (parse_folder_name(entry.name) for entry in os.scandir(self._layout.pins))
+            return frozenset(name for name in names if name is not None)
+
+    # Room.
+
+    @contextmanager
+    def room_for(self, needed: int) -> Iterator[None]:
+        """Room of so many bytes that nobody else is promised meanwhile. Raises STORAGE_FULL."""
+        token = object()
+        with self.lock:
+            self._make(needed, disk=needed)
+            self._promised[token] = needed
+        try:
+            yield
+        finally:
+            with self.lock:
+                del self._promised[token]
+
+    def begin(self, artifact: bytes, needed: int) -> None:
+        """Promise room to a download. Raises STORAGE_FULL, BUSY when it is under way already."""
+        with self.lock:
+            if artifact in self._fetched:
+                raise OpenLoraError(ErrorCode.BUSY, "the artifact is being fetched already", retry_after_ms=1000)
+            self._fetched[artifact] = needed
+            try:
+                self._make(0, disk=max(0, needed - allocated(self._layout.partial(artifact))))
+            except BaseException:
+                del self._fetched[artifact]
+                raise
+
+    def end(self, artifact: bytes) -> None:
+        """The download is over, one way or the other."""
+        with self.lock:
+            self._fetched.pop(artifact, None)
+
+    def delete(self, artifact: bytes) -> None:
+        """Delete a complete artifact."""
+        with self.lock:
+            self._index.drop(artifact)
+            self._trees.forget(artifact)
+            self._layout.discard(self._layout.artifact(artifact))
+
+    def collect(self) -> Collected:
+        """Remove what nothing needs: remains of crashes, forgotten downloads, what exceeds the space."""
+        with self.lock, storage_errors():
+            freed = self._sweep(self._layout.trash, 0.0) + self._sweep(self._layout.incoming, INCOMING_LIFE_S)
+            self._index.refresh()
+            broken = tuple(self._index.broken)
+            for artifact in broken:
+                freed += allocated(self._layout.artifact(artifact))
+                self.delete(artifact)
+                self._index.broken.discard(artifact)
+            idle = [c for c in self._idle() if self._clock() - c.last_used > PARTIAL_LIFE_S]
+            gone = [candidate for candidate in idle if self._give_up(candidate.artifact)]
+            freed += sum(candidate.footprint for candidate in gone)
+            before = {entry.artifact: entry.footprint for entry in self._index.entries()}
+            with suppress(OpenLoraError):  # what is pinned or held may exceed the space: nothing more can go
+                self._make(0, disk=0)
+            evicted = set(before) - {entry.artifact for entry in self._index.entries()}
+        return Collected(freed + sum(before[artifact] for artifact in evicted), len(evicted), len(gone), len(broken))
+
+    def _make(self, needed: int, *, disk: int) -> None:
+        """Evict until `needed` more bytes fit the store's space and `disk` more the disk. Raises STORAGE_FULL."""
+        with storage_errors():
+            status = os.statvfs(self._layout.root)
+            self._index.refresh()
+            entries, idle = self._index.entries(), self._idle()
+        used = sum(e.footprint for e in entries) + sum(c.footprint for c in idle) + self._under_way()
+        over = used + needed - self._cache_size if self._evicts else 0  # a guest may exceed it: the writer evicts
+        excess = max(over, disk + self._keep_free - status.f_bavail * status.f_frsize)
+        if excess <= 0:
+            return
+        pinned = self.pinned()
+        free = [
+            Candidate(entry.artifact, entry.footprint, self._index.last_used(entry.artifact))
+            for entry in entries
+            if entry.artifact not in self._held and entry.artifact not in pinned
+        ]
+        chosen = victims([*idle, *free], excess) if self._evicts else None
+        if chosen is None:
+            raise OpenLoraError(
+                ErrorCode.STORAGE_FULL,
+                "the artifact does not fit: raise artifacts.cache_size, free disk space or unpin others",
+            )
+        with storage_errors():
+            for victim in chosen:
+                if victim.partial:
+                    self._give_up(victim.artifact)
+                else:
+                    logger.info("evicting %s", victim.artifact.hex())
+                    self.delete(victim.artifact)
+
+    def _under_way(self) -> int:
+        return sum(self._fetched.values()) + sum(self._promised.values())
+
+    def _idle(self) -> list[Candidate]:
+        """Downloads on disk that nobody works on, in any process."""
+        found = []
+        for entry in os.scandir(self._layout.partials):
+            artifact = parse_folder_name(entry.name)
+            if artifact is not None and artifact not in self._fetched:
+                folder = Path(entry.path)
+                with suppress(OSError):
+                    lock = lock_folder(folder)
+                    if lock is not None:
+                        os.close(lock)
+                        found.append(Candidate(artifact, allocated(folder), newest(folder), partial=True))
+        return found
+
+    def _give_up(self, artifact: bytes) -> bool:
+        folder = self._layout.partial(artifact)
+        lock = lock_folder(folder)
+        if lock is None:
+            return False
+        self._layout.discard(folder)
+        os.close(lock)
+        return True
+
+    def _sweep(self, parent: Path, life: float) -> int:
+        """Delete what lies in a folder for longer than `life` seconds and nobody locks; the bytes freed."""
+        freed = 0
+        for entry in os.scandir(parent):
+            path = Path(entry.path)
+            if not entry.is_dir(follow_symlinks=False):
+                self._layout.discard(path)
+                continue
+            lock = lock_folder(path) if self._clock() - newest(path) > life or life == 0 else None
+            if lock is not None:
+                freed += allocated(path)
+                self._layout.discard(path)
+                os.close(lock)
+        return freed
