@@ -43,6 +43,7 @@ NOUNS = (
     Noun("contracts", "Deploy the contracts and check a deployment."),
     Noun("db", "Check and back up the journal."),
     Noun("devnet", "Run a development chain on this machine."),
+    Noun("doctor", "Check everything that a node needs, with the fix."),
     Noun("engine", "Serve LoRA adapters over one base model, without a node."),
     Noun("init", "Make the configuration, the data directory and the node key."),
     Noun("keys", "Make, import, export and guard key files."),
