@@ -131,6 +131,17 @@ class Directory:
         """Peers in the routing table."""
         return self._table.get_routing_table_size()
 
+    async def set_serving(self, serve: bool) -> None:
+        """Keep part of the table from now on, or none of it: a host that others cannot reach must not.
+
+        libp2p empties the routing table on the way to a client; connected peers are put in again.
+        """
+        mode = DHTMode.SERVER if serve and self._options.serve else DHTMode.CLIENT
+        if mode is not self._table.mode:
+            await self._table.switch_mode(mode)
+            for peer in self._host.peers():
+                await self._table.add_peer(parse_peer_id(peer.id))
+
     async def provide(self, base: bytes) -> bool:
         """Say that this host serves a base model. True when a look at other peers finds it there."""
         async with self._provided:  # paced: the excess would be lost without an error

@@ -18,18 +18,18 @@ from typing import Any, cast
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
 from libp2p import new_host
-from libp2p.abc import INetStream
+from libp2p.abc import INetConn, INetStream, IRawConnection
 from libp2p.crypto.x25519 import create_new_key_pair as new_noise_key
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
 from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.rcmgr import Direction
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
-from libp2p.transport.tcp.tcp import TCP
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
@@ -37,6 +37,8 @@ from ..protocol.messages import StreamProtocol
 from . import patches
 from .buckets import Allowance, Buckets
 from .identity import Peer, RegistryView, identify, key_pair, parse_peer_id
+from .reach_addresses import is_circuit, plain
+from .relay_transport import CircuitTransport, DirectTCP, is_relayed, remote_ip
 from .scores import Fault, Scores
 from .services import running
 from .stream import BROKEN, FramedStream, M
@@ -75,7 +77,9 @@ class HostOptions:
 class Host:
     """A running host. Made by `open_host`."""
 
-    def __init__(self, inner: BasicHost, options: HostOptions, registry: RegistryView) -> None:
+    def __init__(
+        self, inner: BasicHost, options: HostOptions, registry: RegistryView, circuits: CircuitTransport
+    ) -> None:
         self.inner = inner
         self.id = inner.get_id().to_base58()
         self.scores = Scores()
@@ -88,6 +92,11 @@ class Host:
         self._greeted: set[int] = set()
         self._nursery: trio.Nursery | None = None
         self._on_connected: list[ConnectedHook] = []
+        self.circuits = circuits
+        self.on_circuit: ConnectedHook | None = None
+        """Called when `connect` went through a relay: time to find a direct way."""
+        self.published: tuple[str, ...] | None = None
+        """Addresses that identify and the directory tell, without peer id; None: where the host listens."""
         inner.get_network().set_stream_handler(self._guard)
 
     def __repr__(self) -> str:
@@ -96,6 +105,13 @@ class Host:
     def addresses(self) -> tuple[str, ...]:
         """Where this host listens, without the peer id."""
         return tuple(str(address) for address in self.inner.get_transport_addrs())
+
+    def told(self) -> list[Multiaddr]:
+        """What identify and the directory tell of this host's addresses, with its peer id."""
+        told = self.published
+        if told is None:
+            told = self._options.announce or self.addresses()
+        return [Multiaddr(f"{address}/p2p/{self.id}") for address in told]
 
     def peers(self) -> tuple[Peer, ...]:
         """Connected peers."""
@@ -111,6 +127,10 @@ class Host:
     def is_connected(self, peer: str) -> bool:
         """Whether a connection to the peer is open."""
         return any(not c.is_closed for c in self._swarm.connections.get(parse_peer_id(peer), ()))
+
+    def is_direct(self, peer: str) -> bool:
+        """Whether a connection to the peer is open that no relay carries."""
+        return self.direct(peer) is not None
 
     def rtt(self, peer: str) -> float | None:
         """Seconds for a ping and its answer, smoothed; None while unknown."""
@@ -147,6 +167,8 @@ class Host:
             try:
                 if not self.is_connected(peer):
                     await self._dial(peer_id, addresses or [str(a) for a in self._known_addresses(peer_id)])
+                    if self.on_circuit is not None and not self.is_direct(peer):
+                        await self.on_circuit(self.peer(peer_id))
             finally:
                 if self._dialling[peer_id].statistics().tasks_waiting == 0:
                     self._dialling.pop(peer_id, None)
@@ -184,6 +206,45 @@ class Host:
         """Run a task of a stream's owner. It ends with the host; a peer's bad bytes in it cost the peer's score."""
         assert self._nursery is not None, "the host is not running"
         self._nursery.start_soon(self._contained, task)
+
+    def ip_of(self, peer: str) -> str | None:
+        """The IP of a directly connected peer."""
+        connection = self.direct(peer)
+        return remote_ip(connection) if connection is not None else None
+
+    def direct(self, peer: str) -> INetConn | None:
+        """A connection to the peer that no relay carries."""
+        connections = self._swarm.connections.get(parse_peer_id(peer), ())
+        return next((c for c in connections if not c.is_closed and not is_relayed(c)), None)
+
+    def dialled(self, peer: str) -> str:
+        """The address at which this host reached a peer directly; empty when the peer dialled."""
+        connection = self.direct(peer)
+        if connection is None or getattr(connection, "direction", None) is not Direction.OUTBOUND:
+            return ""
+        return next((plain(str(address)) for address in connection.get_transport_addresses()), "")
+
+    def relayed(self, peer: str) -> tuple[INetConn, ...]:
+        """Connections to the peer through relays."""
+        return tuple(c for c in self._swarm.connections.get(parse_peer_id(peer), ()) if is_relayed(c))
+
+    def speaks(self, peer: str, protocol: str) -> bool:
+        """Whether a peer said by identify that it speaks a protocol."""
+        store, peer_id = self.inner.get_peerstore(), parse_peer_id(peer)
+        return peer_id in store.peer_ids() and protocol in store.get_protocols(peer_id)
+
+    async def may_dial(self, address: Multiaddr) -> bool:
+        """Whether the deny list lets this address be dialled."""
+        return await self._swarm.connection_gate.is_allowed(address)
+
+    async def prove(self, raw: IRawConnection, peer: ID) -> None:
+        """Have the other end of a fresh outbound connection prove that it is `peer`. Raises what libp2p raises."""
+        await self._swarm.upgrader.upgrade_security(raw, True, peer)
+
+    @staticmethod
+    async def discard(stream: INetStream) -> None:
+        """End a raw stream that is done with. Never raises, never waits long."""
+        await _quietly(stream.close)
 
     async def _contained(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -244,10 +305,10 @@ class Host:
 
     async def _dial(self, peer: ID, addresses: Sequence[str]) -> None:
         """libp2p's own dial tries one TCP address a peer, and none for a minute after a failure."""
-        for text in addresses[:MAX_ADDRESSES_DIALLED]:
+        for text in sorted(addresses[:MAX_ADDRESSES_DIALLED], key=is_circuit):
             with trio.move_on_after(self._options.dial_timeout):
                 try:
-                    address = Multiaddr(text.partition("/p2p/")[0])
+                    address = Multiaddr(plain(text) + (f"/p2p/{peer}" if is_circuit(text) else ""))
                     if not await self._swarm.connection_gate.is_allowed(address):
                         continue
                     await self._swarm.dial_addr(address, peer)
@@ -310,11 +371,12 @@ async def open_host(secret: bytes, options: HostOptions, registry: RegistryView)
     listen = [Multiaddr(address) for address in options.listen]
     keys = key_pair(secret)
     most = options.max_connections
+    circuits = CircuitTransport()
     patience = math.ceil(options.stream_timeout) + 1  # libp2p cuts it to whole seconds: the host's own comes first
     inner = new_host(
         key_pair=keys,
         listen_addrs=listen,
-        transports=[TCP()],
+        transports=[circuits, DirectTCP()],
         sec_opt={NOISE_ID: Noise(keys, noise_privkey=new_noise_key().private_key)},
         muxer_opt={TProtocol(YAMUX_ID): Yamux},
         negotiate_timeout=patience,
@@ -338,7 +400,8 @@ async def open_host(secret: bytes, options: HostOptions, registry: RegistryView)
     swarm.retry_config = RetryConfig(max_retries=0)
     swarm.set_resource_manager(None)  # it loses count of cancelled handshakes; the bounds here are the host's own
     swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it dials on its own
-    host = Host(inner, options, registry)
+    host = Host(inner, options, registry, circuits)
+    inner.get_addrs = host.told  # type: ignore[method-assign]  # libp2p's own would cut circuit addresses short
     async with running(swarm):
         await swarm.listen(*listen)
         if len(host.addresses()) < len(listen):

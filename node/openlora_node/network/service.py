@@ -25,6 +25,7 @@ from .directory import Directory, DirectoryOptions, open_directory
 from .filters import AdapterFilter
 from .host import Host, HostOptions, open_host
 from .identity import Peer, RegistryView
+from .reach import Reachability, ReachOptions, ReachState, open_reach
 from .scores import Fault
 from .session import Session
 from .stream import FramedStream, M
@@ -42,6 +43,11 @@ class Life:
     advertising: Advertising
     directory: Directory
     announcer: Announcer
+    reach: Reachability | None = None
+
+    def say(self, state: OwnState) -> None:
+        """Advertise what the daemon says of the node, with what is known here of how to reach it."""
+        self.advertising.update(self.reach.dress(state) if self.reach is not None else state)
 
 
 class Network:
@@ -56,15 +62,20 @@ class Network:
         adverts: AdvertOptions,
         directory: DirectoryOptions,
         serves: Sequence[StreamProtocol[Any]] = (),
+        reach: ReachOptions | None = None,
         max_waiting: int = MAX_WAITING_SESSIONS,
     ) -> None:
-        """`secret`: the node key's 32 bytes; `adverts`: who signs ours; `serves`: whose sessions go to `inbound`."""
+        """`secret`: the node key's 32 bytes; `adverts`: who signs ours; `serves`: whose sessions go to `inbound`.
+
+        With `reach`, reach and addresses of adverts are found out here and what `advertise` says of them is unused.
+        """
         self._secret = secret
         self._options = options
         self._registry = registry
         self._adverts = adverts
         self._directory = directory
         self._serves = serves
+        self._reach = reach
         self._state = OwnState()
         self._followed: set[bytes] = set()
         self._max_waiting = max_waiting
@@ -124,7 +135,7 @@ class Network:
     def advertise(self, state: OwnState) -> None:
         """What this node says of itself from now on, restarts included."""
         self._state = state
-        self._bridge.post(lambda life: life.advertising.update(state))
+        self._bridge.post(lambda life: life.say(state))
 
     async def follow(self, base: bytes) -> None:
         """Hear the adverts of a base model's nodes from now on, restarts included."""
@@ -178,6 +189,16 @@ class Network:
         """Look in the directory for nodes of a base model and connect to them; how many are connected then."""
         return await self._bridge.call(lambda life: life.directory.find(base))
 
+    async def reach(self, *, decided: bool = False) -> ReachState | None:
+        """How others reach this host; None when that is not looked after. `decided`: wait for a first answer."""
+
+        async def state(life: Life) -> ReachState | None:
+            if decided and life.reach is not None:
+                await life.reach.decided()
+            return life.reach.state() if life.reach is not None else None
+
+        return await self._bridge.call(state)
+
     async def is_degraded(self) -> bool:
         """Whether no peer is connected yet: the network keeps looking by itself."""
 
@@ -224,9 +245,16 @@ class Network:
             for base in list(self._followed):
                 await advertising.follow(base)
                 announcer.followed.add(base)
-            advertising.update(self._state)
             host.spawn(announcer.run)
-            yield Life(host, advertising, directory, announcer)
+            if self._reach is None:
+                advertising.update(self._state)
+                yield Life(host, advertising, directory, announcer)
+                return
+            async with open_reach(host, self._reach, advertising, directory) as reach:
+                life = Life(host, advertising, directory, announcer, reach)
+                reach.on_change(lambda: life.say(self._state))
+                life.say(self._state)
+                yield life
 
     async def _serve(self, host: Host, stream: FramedStream[Any]) -> None:
         """In the network's thread: hand an inbound stream to the daemon, or refuse it when too many wait."""
