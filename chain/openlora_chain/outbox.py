@@ -105,6 +105,11 @@ class Outbox:
         """The chain it sends to."""
         return self._chain_id
 
+    @property
+    def confirmations(self) -> int:
+        """Depth at which an inclusion counts as final; the block's own depth is 1."""
+        return self._rules.confirmations
+
     async def submit(self, new: NewIntent) -> Intent:
         """Store the intent and wake the sender; the same kind and subject again returns the first.
 
