@@ -8,11 +8,15 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 from openlora_node.network.advertising import AdvertOptions
+from openlora_node.network.candidates import Candidates
 from openlora_node.network.directory import DirectoryOptions
 from openlora_node.network.host import HostOptions
-from openlora_node.network.inference import Inbound, serve_session
+from openlora_node.network.inference import Inbound, InferClient, serve_session
+from openlora_node.network.routing import Ask, may_retry
 from openlora_node.network.service import Network
+from openlora_node.network.standing import Outcome, outcome_of
 from openlora_node.protocol.crypto import LocalSigner
+from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.messages import (
     INFER,
     Accepted,
@@ -31,12 +35,58 @@ from support.network_peers import QUICK, Registry, fresh_secret
 
 Handler = Callable[[Inbound], Awaitable[None]]
 ASK = AskQuote(id=1, payer=bytes(20), pipeline=b"pipeline")
+PAY = Pay(id=1, voucher=b"voucher")
 DONE = Done(id=1, receipt=b"receipt", finish_reason="stop", salt=bytes(32))
 
 
 def infer(body: bytes) -> Infer:
     """A request whose body is the script of `scripted`."""
     return Infer(id=1, request=b"request", pipeline=b"pipeline", body=body)
+
+
+@dataclass
+class Attempts:
+    """What became of one request: the nodes asked, and its messages or its error."""
+
+    nodes: list[bytes] = field(default_factory=list)
+    messages: list[InferMessage] = field(default_factory=list)
+    errors: list[OpenLoraError] = field(default_factory=list)
+
+    @property
+    def error(self) -> OpenLoraError | None:
+        """How it ended, if not with a receipt."""
+        return None if self.messages and isinstance(self.messages[-1], Done) else self.errors[-1]
+
+
+async def ask_around(client: InferClient, candidates: Candidates, base: bytes, ask: Ask, request: Infer) -> Attempts:
+    """One request as a payer sends it: to another node while no token came and the error allows it."""
+    attempts = Attempts()
+    while True:
+        node = await candidates.pick(base, ask, attempts.nodes)
+        if node is None:
+            attempts.errors.append(OpenLoraError(ErrorCode.NO_NODE))
+            return attempts
+        attempts.nodes.append(node)
+        attempts.messages = []
+        try:
+            async with await client.open(node) as exchange:
+                await exchange.send(request)
+                while not (attempts.messages and isinstance(attempts.messages[-1], Done)):
+                    attempts.messages.append(await exchange.receive())
+                await exchange.send(PAY)
+                await exchange.receive()
+        except OpenLoraError as error:
+            if isinstance(attempts.messages[-1] if attempts.messages else None, Done):
+                candidates.report(node, Outcome.COMPLETED)  # its receipt is held: the voucher can follow by itself
+                return attempts
+            attempts.errors.append(error)
+            candidates.report(node, outcome_of(error), base=base, ask=ask)
+            elsewhere = error.code.retryable or error.code is ErrorCode.ADAPTER_NOT_FOUND
+            if not may_retry(len(attempts.nodes), token_count(attempts.messages), elsewhere):
+                return attempts
+        else:
+            candidates.report(node, Outcome.COMPLETED, base=base, ask=ask)
+            return attempts
 
 
 async def scripted(inbound: Inbound) -> None:
@@ -93,12 +143,12 @@ def make_network(registry: Registry, options: HostOptions = QUICK, *, payer: boo
     """A network and its node id; a payer's is nobody's node."""
     secret = fresh_secret()
     node = b"" if payer else registry.register(secret)
-    adverts = AdvertOptions(DOMAIN) if payer else AdvertOptions(DOMAIN, node=node, key=LocalSigner(secret))
+    ours = AdvertOptions(DOMAIN, node=node, key=LocalSigner(secret), debounce=0.05)
     network = Network(
         secret,
         options,
         registry,
-        adverts=adverts,
+        adverts=AdvertOptions(DOMAIN, reconcile=0.5) if payer else ours,
         directory=DirectoryOptions(DOMAIN),
         serves=() if payer else (INFER,),
     )
@@ -152,10 +202,13 @@ def token_count(messages: list[InferMessage]) -> int:
 __all__ = [
     "ASK",
     "DONE",
+    "PAY",
+    "Attempts",
     "Cancel",
     "Handler",
     "ServingNode",
     "World",
+    "ask_around",
     "infer",
     "make_network",
     "scripted",

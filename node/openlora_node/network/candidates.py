@@ -168,7 +168,7 @@ class Candidates:
         if base is not None and ask is not None:
             key, last = adapter_key(base, ask.adapters), ask
         if outcome is Outcome.NO_ADAPTER and last.adapters:
-            outcome = Outcome.BROKEN_PROMISE if self._missing(node, last, now) == 0 else outcome
+            outcome = Outcome.BROKEN_PROMISE if self._missing(node, last) == 0 else outcome
             self.standing.lacked(node, last.adapters, now)
         self.standing.report(node, outcome, now, retry_after_s)
         if outcome is Outcome.BUSY and key:
@@ -211,10 +211,10 @@ class Candidates:
             queue_depth=advert.queue_depth,
             advert_age_s=max(0.0, now - advert.issued_at),
             in_flight=self.standing.in_flight(node, now),
-            missing=self._missing(node, ask, now),
+            missing=self._missing(node, ask),
             rtt_s=seen.rtt_s,
             success=self.standing.success(node, now),
-            allowed=node != self._own and self._allows(node),
+            allowed=node != self._own and self._allows(node) and not self._lacks(node, ask, now),
         )
 
     def _widening(self, key: int, ask: Ask, look: _Look, tried: Collection[bytes]) -> Iterator[list[bytes]]:
@@ -250,13 +250,15 @@ class Candidates:
         chosen = choose(ask, views[0], views[1], self._dice)
         return chosen.node if chosen else None
 
-    def _missing(self, node: bytes, ask: Ask, now: float) -> int:
-        """Adapters that the node does not hold, as far as its filter and its own answers tell."""
+    def _missing(self, node: bytes, ask: Ask) -> int:
+        """Adapters that the node does not hold, as far as its filter tells."""
         known = self._filters.get(node)
         held = known.adapters if known else None
-        return sum(
-            held is None or adapter not in held or self.standing.lacks(node, adapter, now) for adapter in ask.adapters
-        )
+        return sum(held is None or adapter not in held for adapter in ask.adapters)
+
+    def _lacks(self, node: bytes, ask: Ask, now: float) -> bool:
+        """Whether the node itself said a moment ago that it does not find an adapter of these."""
+        return any(self.standing.lacks(node, adapter, now) for adapter in ask.adapters)
 
     def _holders(self, ask: Ask, look: _Look, without: Collection[bytes]) -> list[bytes]:
         """Other nodes whose filters hold all adapters; as many as routing draws from with profit."""
@@ -264,7 +266,7 @@ class Candidates:
             return []
         now, found = self._clock(), []
         for node in self._filters:
-            if node in look.nodes and node not in without and self._missing(node, ask, now) == 0:
+            if node in look.nodes and node not in without and self._missing(node, ask) == 0:
                 if self._is_usable(node, now):
                     found.append(node)
                 if len(found) >= 2 * FETCHES_AT_ONCE:

@@ -17,8 +17,8 @@ PRIOR = 2.0
 """Good outcomes credited to a stranger: one failure halves nobody's chances."""
 MAX_NODES = 4096
 MAX_LACKS = 8192
-LACK_S = 120.0
-"""For how long a node counts as lacking an adapter that it did not find."""
+LACK_S = 30.0
+"""For how long a node is not asked again for an adapter that it did not find."""
 LONGEST_BUSY_S = 30.0
 PICK_LIFE_S = 900.0
 """A pick of which nothing was reported counts as in flight for so long."""

@@ -8,10 +8,8 @@ import pytest
 
 from openlora_node.network.inference import Exchange, Inbound, InferClient
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
-from openlora_node.protocol.messages import Accepted, Cancel, Done, InferMessage, Pay, QuoteReply, Settled
-from support.network_infer import ASK, DONE, infer, scripted, texts, token_count, world
-
-PAY = Pay(id=1, voucher=b"voucher")
+from openlora_node.protocol.messages import Accepted, Cancel, Done, InferMessage, QuoteReply, Settled
+from support.network_infer import ASK, DONE, PAY, infer, scripted, texts, token_count, world
 
 
 async def until_done(exchange: Exchange) -> list[InferMessage]:

@@ -147,7 +147,11 @@ async def test_a_node_that_lies_about_its_adapters_loses_the_adapter_at_once_and
     picker.report(liar, Outcome.NO_ADAPTER)
     assert picker.standing.success(liar, clock()) < 0.3
     assert await picker.pick(BASE, other) != liar
-    assert await picker.pick(BASE, other, [node for node in NODES if node != liar]) == liar, "better than nobody"
+    others = [node for node in NODES if node != liar]
+    assert await picker.pick(BASE, other, others) is None, "it said itself that it does not find the adapter"
+    clock.now += LACK_S + 1
+    assert await picker.pick(BASE, other) != liar
+    assert await picker.pick(BASE, other, others) == liar, "better than nobody"
     clock.now += 4 * 600
     assert picker.standing.success(liar, clock()) > 0.6
     await picker.close()
