@@ -180,11 +180,18 @@ def test_nothing_is_dialled_behind_our_back() -> None:
 
 
 def test_dialling_waits_for_nothing() -> None:
+    """libp2p's own head start makes every dial take 250 ms; without it the best of some is far below, also under load."""
+
     async def test() -> None:
-        async with hosts(2) as (a, b):
-            began = time.perf_counter()
-            await a.inner.connect(PeerInfo(ID.from_base58(b.id), [Multiaddr(x) for x in b.addresses()]))
-            assert time.perf_counter() - began < 0.2  # libp2p's own head start is 250 ms
+        took = []
+        for _ in range(10):
+            async with hosts(2) as (a, b):
+                began = time.perf_counter()
+                await a.inner.connect(PeerInfo(ID.from_base58(b.id), [Multiaddr(x) for x in b.addresses()]))
+                took.append(time.perf_counter() - began)
+            if took[-1] < 0.25:
+                return
+        pytest.fail(f"every dial took longer than libp2p's head start: {took}")
 
     run(test)
 
