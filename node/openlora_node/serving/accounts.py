@@ -1,0 +1,113 @@
+"""`/openlora/voucher/1`: what a payer holds here, and vouchers that come late or after a journal was lost."""
+
+from __future__ import annotations
+
+import asyncio
+
+from ..admission import Rates
+from ..journal import Ledger, LedgerKey, Reader, StoredReceipt
+from ..protocol import messages
+from ..protocol.crypto import Address
+from ..protocol.eip712 import Signed
+from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.structs import CLOCK_SKEW_S, AccountQuery, Voucher
+from .desk import Desk
+from .ledgers import read_voucher
+
+MAX_LEDGERS = 64
+MAX_OPEN_RECEIPTS = 256
+MAX_READ = 4_096
+MAX_ANSWER_BYTES = 480 << 10
+"""Leaves room for the message around it."""
+COMPUTE_BYTES = 20
+
+
+class Accounts:
+    """Answers a payer about its own account, and nobody else."""
+
+    def __init__(self, desk: Desk, rates: Rates) -> None:
+        self._desk = desk
+        self._rates = rates
+
+    async def account(self, packed: bytes) -> messages.Account:
+        """The payer's ledgers and the receipts that no voucher covers, the largest debts first.
+
+        Raises MALFORMED, BAD_SIGNATURE, WRONG_NODE, NOT_YET_VALID, REQUEST_EXPIRED, RATE_LIMITED.
+        """
+        signed = Signed.unpack(AccountQuery, packed)
+        query, now = signed.value, self._desk.clock()
+        if query.node != self._desk.house.node:
+            raise OpenLoraError(ErrorCode.WRONG_NODE)
+        if abs(query.issued_at - now) > CLOCK_SKEW_S:
+            late = query.issued_at < now
+            raise OpenLoraError(
+                ErrorCode.REQUEST_EXPIRED if late else ErrorCode.NOT_YET_VALID, "sign the query again, by a right clock"
+            )
+        await self._authorised(signed.signer(self._desk.house.domain), query.payer)
+        return await asyncio.to_thread(self._read, query.payer)
+
+    async def voucher(self, packed: bytes) -> messages.VoucherReply:
+        """Keep a voucher outside any response; the newest of its key.
+
+        Raises MALFORMED, BAD_SIGNATURE, WRONG_NODE, RATE_LIMITED, VOUCHER_CONFLICT; NOT_FOUND for an unknown ledger.
+        """
+        signed = Signed.unpack(Voucher, packed)
+        voucher = signed.value
+        if voucher.node != self._desk.house.node:
+            raise OpenLoraError(ErrorCode.WRONG_NODE)
+        signer = signed.signer(self._desk.house.domain)
+        await self._authorised(signer, voucher.payer)
+        key = LedgerKey.of(voucher, signer)
+        ledger = await self._desk.ledgers.find(key)
+        if ledger is None:
+            raise OpenLoraError(ErrorCode.NOT_FOUND, "nothing was ever served under this payer, signer and pipeline")
+        read_voucher(packed, key, lambda _: signer)
+        await self._desk.ledgers.pay(ledger, signed)
+        assert ledger.signed is not None
+        return messages.VoucherReply(voucher=ledger.signed.pack())
+
+    async def _authorised(self, signer: Address, payer: bytes) -> None:
+        if refusal := self._rates.signer(signer, self._desk.instant()):
+            raise refusal.error()
+        if signer != payer and not await self._desk.chain.may_sign(payer, signer):
+            raise OpenLoraError(
+                ErrorCode.BAD_SIGNATURE, "neither the payer nor a signer that it authorised signed this"
+            )
+
+    def _read(self, payer: bytes) -> messages.Account:
+        """In a thread: SQLite may wait for the disk."""
+        node = self._desk.house.node
+        with Reader(self._desk.journal.path) as reader:
+            found = sorted(reader.ledgers(payer, node, MAX_READ), key=lambda ledger: -ledger.owed)
+            ledgers: list[messages.Ledger] = []
+            receipts: list[bytes] = []
+            room = MAX_ANSWER_BYTES
+            for ledger in found[:MAX_LEDGERS]:
+                known = reader.pipeline(ledger.key.pipeline)
+                if known is None:
+                    continue
+                shown = _shown(ledger, known.pipeline.pack())
+                room -= len(shown.pipeline) + len(shown.voucher) + 128
+                if room < 0:
+                    break
+                ledgers.append(shown)
+                for stored in reader.open_receipts(ledger.key, MAX_OPEN_RECEIPTS - len(receipts)):
+                    packed = _packed(stored)
+                    room -= len(packed) + 8
+                    if room >= 0:
+                        receipts.append(packed)
+        return messages.Account(ledgers=tuple(ledgers), open_receipts=tuple(receipts))
+
+
+def _packed(stored: StoredReceipt) -> bytes:
+    return stored.receipt.pack()
+
+
+def _shown(ledger: Ledger, pipeline: bytes) -> messages.Ledger:
+    return messages.Ledger(
+        signer=ledger.key.signer,
+        pipeline=pipeline,
+        voucher=ledger.voucher or b"",
+        tokens=ledger.tally.tokens,
+        compute_micro_wei=ledger.tally.compute_micro_wei.to_bytes(COMPUTE_BYTES, "big"),
+    )

@@ -1,0 +1,212 @@
+"""Ledgers as serving sees them while requests run in them: committed tally, newest voucher, and who uses how much.
+
+The journal holds what must survive; this is its newest state in memory, so that a voucher or a token costs no read.
+Only this process writes the journal, and every change of a ledger comes through here.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter, OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+from ..admission import LedgerState, OpenRun, Refusal, accept
+from ..journal import Journal, Ledger, LedgerKey, VoucherEntry
+from ..protocol.crypto import Address
+from ..protocol.eip712 import Signed
+from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.pricing import TOKENS_PER_RATE, RoyaltySchedule, Tally
+from ..protocol.structs import Voucher
+from .signal import Signal
+
+
+@dataclass(frozen=True)
+class Amounts:
+    """What a voucher must reach: cumulative tokens, and compute in wei."""
+
+    tokens: int
+    compute: int
+
+
+class LiveLedger:
+    """One ledger. `lock` is held while an opening voucher is judged and its request is admitted."""
+
+    def __init__(self, key: LedgerKey, schedule: RoyaltySchedule, stored: Ledger, graces: Counter[bytes]) -> None:
+        self.key = key
+        self.schedule = schedule
+        self.lock = asyncio.Lock()
+        self.changed = Signal()
+        self.tally: Tally = stored.tally
+        self.signed: Signed[Voucher] | None = stored.newest_voucher
+        self._runs: dict[bytes, OpenRun] = {}
+        self._grace: dict[bytes, int] = {}
+        self._graces = graces
+        self._open_tokens = 0
+        self._open_micro = 0
+        self._charge = 0
+        self._output_rate = 0
+
+    def __repr__(self) -> str:
+        return f"LiveLedger({self.key.payer.hex()[:8]}, {self.tally.tokens} tokens, {len(self._runs)} running)"
+
+    @property
+    def idle(self) -> bool:
+        """Whether nothing runs or awaits a closing voucher in it."""
+        return not self._runs and not self._grace and not self.lock.locked()
+
+    @property
+    def voucher(self) -> Voucher | None:
+        """The newest voucher."""
+        return self.signed.value if self.signed else None
+
+    @property
+    def grace(self) -> int:
+        """Fees of the receipts whose closing vouchers are still awaited, in wei."""
+        return sum(self._grace.values())
+
+    def state(self) -> LedgerState:
+        """A snapshot for the door."""
+        return LedgerState(self.schedule, self.tally, self.voucher, tuple(self._runs.values()))
+
+    def begin(self, digest: bytes, run: OpenRun) -> None:
+        """A request runs from now on."""
+        self._runs[digest] = run
+        self._open_tokens += run.prompt_tokens
+        self._open_micro += run.rates.micro_wei(run.prompt_tokens, 0)
+        self._charge = max(self._charge, run.settlement_charge)
+        self._output_rate = max(self._output_rate, run.rates.output_rate)
+
+    def use(self, digest: bytes, tokens: int) -> None:
+        """It generated this many tokens more."""
+        run = self._runs[digest]
+        self._runs[digest] = replace(run, generated=run.generated + tokens)
+        self._open_tokens += tokens
+        self._open_micro += run.rates.micro_wei(0, tokens)
+
+    def end(self, digest: bytes, after: Tally | None = None) -> None:
+        """It runs no more; with `after`, its receipt was committed and the ledger grew to that."""
+        run = self._runs.pop(digest, None)
+        if run is not None:
+            self._open_tokens -= run.prompt_tokens + run.generated
+            self._open_micro -= run.rates.micro_wei(run.prompt_tokens, run.generated)
+            self._charge = max((other.settlement_charge for other in self._runs.values()), default=0)
+            self._output_rate = max((other.rates.output_rate for other in self._runs.values()), default=0)
+        if after is not None and after.tokens >= self.tally.tokens:
+            self.tally = after
+        self.changed.fire()
+
+    def allow(self, digest: bytes, fee: int) -> None:
+        """A receipt of this fee is under way or waits for its closing voucher: not a debt yet."""
+        self._graces[self.key.payer] += fee - self._grace.get(digest, 0)
+        self._grace[digest] = fee
+
+    def stop_allowing(self, digest: bytes) -> None:
+        """Its closing voucher came, or is late."""
+        self._graces[self.key.payer] -= self._grace.pop(digest, 0)
+        if not self._graces[self.key.payer]:
+            del self._graces[self.key.payer]
+
+    def due(self) -> Amounts:
+        """What a voucher must reach to cover all that was used so far."""
+        used = self._used()
+        return Amounts(used.tokens, used.compute)
+
+    def unpaid_tokens(self) -> int:
+        """As `LedgerState.unpaid_tokens`, without going through every open request."""
+        used, voucher = self._used(), self.voucher
+        if used.owed(self.schedule, voucher) == 0:
+            return 0
+        tokens, compute = (voucher.cumulative_tokens, voucher.cumulative_compute) if voucher else (0, 0)
+        behind = used.compute_micro_wei - compute * TOKENS_PER_RATE
+        rate = self._output_rate
+        return max(0, used.tokens - tokens, behind // rate if rate and behind >= TOKENS_PER_RATE else 0)
+
+    def covers(self, after: Tally) -> bool:
+        """Whether the newest voucher pays for everything up to this tally."""
+        return after.owed(self.schedule, self.voucher) == 0
+
+    def offer(self, signed: Signed[Voucher]) -> None:
+        """The journal took an opening voucher: it stands unless a newer one is held."""
+        held = self.voucher
+        if held is None or signed.value.covers(held):
+            self.signed = signed
+            self.changed.fire()
+
+    def took(self, ledger: Ledger) -> None:
+        """The journal has a newest voucher."""
+        self.signed = ledger.newest_voucher
+        self.changed.fire()
+
+    def _used(self) -> Tally:
+        micro = self.tally.compute_micro_wei + self._open_micro
+        if not self.tally.compute_micro_wei:
+            micro += self._charge * TOKENS_PER_RATE
+        return Tally(self.tally.tokens + self._open_tokens, micro)
+
+
+class Ledgers:
+    """The ledgers in use, and the most recently used of the others."""
+
+    def __init__(self, journal: Journal, max_idle: int) -> None:
+        self._journal = journal
+        self._max_idle = max_idle
+        self._held: OrderedDict[LedgerKey, LiveLedger] = OrderedDict()
+        self._graces: Counter[bytes] = Counter()
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def get(self, key: LedgerKey, schedule: RoyaltySchedule) -> LiveLedger:
+        """A ledger, read from the journal at its first use."""
+        ledger = self._held.get(key)
+        if ledger is None:
+            stored = await self._journal.ledger(key)
+            ledger = self._held.setdefault(key, LiveLedger(key, schedule, stored, self._graces))
+            self._forget_idle()
+        self._held.move_to_end(key)
+        return ledger
+
+    async def find(self, key: LedgerKey) -> LiveLedger | None:
+        """A ledger that was ever opened; None for a pipeline that nobody was admitted for."""
+        if (ledger := self._held.get(key)) is not None:
+            return ledger
+        known = await self._journal.pipeline(key.pipeline)
+        if known is None:
+            return None
+        ledger = await self.get(key, known.schedule)
+        return ledger if ledger.tally.tokens or ledger.signed or not ledger.idle else None
+
+    async def pay(self, ledger: LiveLedger, signed: Signed[Voucher]) -> None:
+        """Keep a voucher of this ledger whose signature was checked. Raises VOUCHER_CONFLICT."""
+        async with ledger.lock:
+            verdict = accept(ledger.state(), signed.value)
+            if isinstance(verdict, Refusal):
+                raise verdict.error()
+            outcome = await self._journal.advance_voucher(self.entry(ledger, signed))
+            ledger.took(outcome.ledger)
+
+    def grace_of(self, payer: bytes) -> int:
+        """What receipts of a payer cost whose closing vouchers are still awaited, over all its ledgers."""
+        return self._graces[payer]
+
+    @staticmethod
+    def entry(ledger: LiveLedger, signed: Signed[Voucher]) -> VoucherEntry:
+        """A voucher as the journal takes it."""
+        return VoucherEntry(signed, Address(ledger.key.signer), ledger.schedule.value(signed.value))
+
+    def _forget_idle(self) -> None:
+        idle = len(self._held) - self._max_idle
+        for key in [key for key, ledger in self._held.items() if ledger.idle][: max(0, idle)]:
+            del self._held[key]
+
+
+def read_voucher(packed: bytes, key: LedgerKey, check: Callable[[Signed[Voucher]], bytes]) -> Signed[Voucher]:
+    """A packed voucher of this ledger. `check` gives its signer. Raises MALFORMED, VOUCHER_CONFLICT, BAD_SIGNATURE."""
+    signed = Signed.unpack(Voucher, packed)
+    value = signed.value
+    if (value.payer, value.node, value.pipeline_id) != (key.payer, key.node, key.pipeline):
+        raise OpenLoraError(ErrorCode.VOUCHER_CONFLICT, "the voucher names another payer, node or pipeline")
+    if check(signed) != key.signer:
+        raise OpenLoraError(ErrorCode.BAD_SIGNATURE, "the request's signer signs its vouchers too")
+    return signed
