@@ -180,7 +180,7 @@ def test_nothing_is_dialled_behind_our_back() -> None:
 
 
 def test_dialling_waits_for_nothing() -> None:
-    """libp2p's own head start makes every dial take 250 ms; without it the best of some is far below, also under load."""
+    """libp2p's own head start makes every dial take 250 ms; without it the best of some is far below."""
 
     async def test() -> None:
         took = []
