@@ -31,6 +31,7 @@ ROOMS = {
     "node/openlora_node/openai": "OpenAI's dialect: bodies in, responses out. Pure.",
     "node/openlora_node/engineclient": "The way to the engine, and the engine's process.",
     "node/openlora_node/settlement": "Vouchers become money, receipts become anchors.",
+    "node/openlora_node/gateway": "The payer's side: its own composition root.",
     "node/openlora_node/cli": "The `openlora` command: parse, call, print.",
     "node/openlora_engine": "The inference engine: its own process.",
     "node/openlora_engine/scheduling": "What runs in the next step. No torch.",

@@ -93,9 +93,7 @@ def paid(transaction: Transaction, request_digest: bytes, fee: int, *, charged: 
     )  # fmt: skip
 
 
-def lost(
-    transaction: Transaction, request_digest: bytes, given: int, note: str, received: bytes | None = None
-) -> None:
+def lost(transaction: Transaction, request_digest: bytes, given: int, note: str, received: bytes | None = None) -> None:
     """No receipt came: what the vouchers `given` (wei) with it are worth is the most that the node can take."""
     transaction.write(
         "spend.lost",
@@ -107,9 +105,7 @@ def lost(
 
 def annotate(transaction: Transaction, request_digest: bytes, note: str) -> None:
     """Say what became of it, for people."""
-    transaction.write(
-        "spend.note", "UPDATE spends SET note = ? WHERE request_digest = ?", note[:500], request_digest
-    )
+    transaction.write("spend.note", "UPDATE spends SET note = ? WHERE request_digest = ?", note[:500], request_digest)
 
 
 def spent_since(transaction: Transaction, after: int) -> int:
@@ -134,9 +130,7 @@ def unsettled(transaction: Transaction, node: bytes | None = None, limit: int = 
     if node is None:
         rows = transaction.all(f"{_SPENDS} WHERE state <> 'paid' ORDER BY at DESC LIMIT ?", limit)
     else:
-        rows = transaction.all(
-            f"{_SPENDS} WHERE node = ? AND state <> 'paid' ORDER BY at DESC LIMIT ?", node, limit
-        )
+        rows = transaction.all(f"{_SPENDS} WHERE node = ? AND state <> 'paid' ORDER BY at DESC LIMIT ?", node, limit)
     return [_spend(row) for row in rows]
 
 

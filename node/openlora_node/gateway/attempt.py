@@ -1,0 +1,237 @@
+"""One attempt at one node: quote, request, stream, payments, receipt, closing voucher. Drives `Progress` over a stream.
+
+Nothing is sent before the purse has written it down, and nothing is paid that did not come. However an attempt ends,
+its request ends in the journal: with a kept receipt, or given up with the reason.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ..journal import EscrowSnapshot, StoredReceipt
+from ..protocol.eip712 import Domain, Signed
+from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from ..protocol.messages import Accepted, AskQuote, Done, Infer, InferMessage, Paused, Pay, QuoteReply, Settled, Tokens
+from ..protocol.pipeline import Pipeline
+from ..protocol.structs import Quote, Receipt, ReceiptStatus
+from .checking import Expected, check_receipt
+from .ledger_book import Amounts
+from .offers import Offer, pipeline_parts, verify_quote
+from .ports import Chain, Exchange
+from .progress import Piece, Progress
+from .purse import Purse, Ticket
+
+QUOTE_TIMEOUT_S = 10.0
+SILENCE_S = 120.0
+"""Longest wait for the next message: loading an adapter, or standing in the node's queue."""
+AFTER_CANCEL_S = 15.0
+SETTLED_TIMEOUT_S = 10.0
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Order:
+    """What one attempt asks for: the exact bytes of the body, and what was counted of it."""
+
+    body: bytes
+    pipeline: Pipeline
+    model: str
+    prompt_tokens: int
+    max_tokens: int
+    """Over all choices together."""
+    choices: int = 1
+
+
+@dataclass(frozen=True)
+class Finished:
+    """How a response ended. Amounts in wei."""
+
+    stored: StoredReceipt
+    finish_reason: str
+    offer: Offer
+    ticket: Ticket
+    lengths: tuple[int, ...]
+    """Generated tokens of each choice."""
+
+    @property
+    def receipt(self) -> Receipt:
+        """The receipt that was kept."""
+        return self.stored.receipt.value
+
+
+Deliver = Callable[[Piece], Awaitable[None]]
+
+
+async def ask_quote(
+    exchange: Exchange, chain: Chain, domain: Domain, *, payer: bytes, node: bytes, pipeline: Pipeline, now: int
+) -> Offer:
+    """A node's quote, verified. Raises what `verify_quote` raises, NODE_LOST when none comes, CHAIN_FAILED."""
+    key = chain.key_of(node)
+    if key is None:
+        raise OpenLoraError(ErrorCode.WRONG_NODE, "the registry knows no key of this node any more")
+    try:
+        async with asyncio.timeout(QUOTE_TIMEOUT_S):
+            await exchange.send(AskQuote(id=1, payer=payer, pipeline=pipeline.pack()))
+            reply = await exchange.receive()
+    except TimeoutError:
+        raise OpenLoraError(ErrorCode.NODE_LOST, "the node sent no quote in time") from None
+    if not isinstance(reply, QuoteReply):
+        raise ProtocolError(ErrorCode.MALFORMED, "the node answered a question for a quote with something else")
+    terms = [await chain.terms_at(artifact, version) for artifact, version in pipeline_parts(pipeline)]
+    if any(entry is None for entry in terms):
+        raise OpenLoraError(ErrorCode.BAD_PIPELINE, "the chain does not know these terms of an artifact")
+    return verify_quote(
+        Signed.unpack(Quote, reply.quote),
+        domain=domain,
+        payer=payer,
+        node=node,
+        node_key=key,
+        pipeline=pipeline,
+        terms=[entry for entry in terms if entry is not None],
+        now=now,
+    )
+
+
+class Attempt:
+    """One signed request at one node."""
+
+    def __init__(self, exchange: Exchange, purse: Purse, chain: Chain, order: Order, offer: Offer) -> None:
+        self._exchange = exchange
+        self._purse = purse
+        self._chain = chain
+        self._order = order
+        self._offer = offer
+        self._cancelled = False
+        self._timer: asyncio.Timeout | None = None
+        self.lost = 0
+        """What the vouchers of a request that was given up are worth at most, in wei."""
+        self.progress = Progress(prompt_tokens=order.prompt_tokens, max_tokens=order.max_tokens, choices=order.choices)
+
+    def __repr__(self) -> str:
+        return f"Attempt(node {self._offer.node.hex()[:8]}, {self.progress})"
+
+    @property
+    def started(self) -> bool:
+        """Whether a token has come: from then on no other node is asked."""
+        return self.progress.generated > 0
+
+    def hang_up(self) -> None:
+        """The client is gone: let the node stop; what it made is still received, checked and paid."""
+        if not self._cancelled:
+            self._cancelled = True
+            self._exchange.cancel()
+            if self._timer is not None:
+                self._timer.reschedule(asyncio.get_running_loop().time() + AFTER_CANCEL_S)
+
+    async def run(self, deliver: Deliver, escrow: EscrowSnapshot, max_fee: int) -> tuple[Finished, bytes]:
+        """Until the receipt is kept: how it ended, and the packed closing voucher, which is yet to be sent.
+
+        Raises what the node refused with; RECEIPT_INVALID where it lied, NODE_LOST where it vanished: then nothing is
+        paid beyond the vouchers given. `max_fee` in wei. Raises SPEND_CAP, ESCROW_TOO_LOW before anything is sent.
+        """
+        ticket = await self._purse.admit(
+            self._offer,
+            self._order.body,
+            prompt_tokens=self._order.prompt_tokens,
+            max_tokens=self._order.max_tokens,
+            max_fee=max_fee,
+            model=self._order.model,
+            escrow=escrow,
+        )
+        try:
+            done = await self._stream(ticket, deliver)
+            checked = check_receipt(
+                Signed.unpack(Receipt, self.progress.done(done)), await self._expected(ticket, done), self._purse.domain
+            )
+            stored, closing = await self._purse.settle(ticket, checked, done.salt)
+        except ProtocolError as error:
+            broken = OpenLoraError(ErrorCode.RECEIPT_INVALID, f"the node broke the protocol: {error.message}")
+            await self._give_up(ticket, broken)
+            raise broken from None
+        except BaseException as error:
+            await self._give_up(ticket, error)
+            raise
+        lengths = tuple(map(len, self.progress.ids))
+        return Finished(stored, done.finish_reason, self._offer, ticket, lengths), closing.pack()
+
+    async def close(self, closing: bytes) -> None:
+        """Hand over the closing voucher. It is on disk: what fails here is repeated by the recovery."""
+        try:
+            async with asyncio.timeout(SETTLED_TIMEOUT_S):
+                await self._exchange.send(Pay(id=1, voucher=closing))
+                while not isinstance(await self._exchange.receive(), Settled):
+                    pass
+        except (OpenLoraError, TimeoutError) as error:
+            logger.info("a closing voucher was not confirmed and will be sent again: %s", error)
+
+    async def _stream(self, ticket: Ticket, deliver: Deliver) -> Done:
+        infer = Infer(
+            id=1,
+            request=ticket.request.pack(),
+            pipeline=self._order.pipeline.pack(),
+            body=self._order.body,
+            voucher=ticket.opening.pack(),
+        )
+        await self._exchange.send(infer)
+        if self._cancelled:
+            self._exchange.cancel()
+        while True:
+            match message := await self._next():
+                case Accepted():
+                    self.progress.accepted(message)
+                case Tokens():
+                    piece = self.progress.tokens(message)
+                    self._purse.generated(ticket, self.progress.generated)
+                    if not self._cancelled:
+                        await deliver(piece)
+                case Paused():
+                    tokens, compute = self.progress.paused(message)
+                    voucher = await self._purse.pay(ticket, Amounts(tokens, compute))
+                    await self._exchange.send(Pay(id=1, voucher=voucher.pack()))
+                case Done():
+                    return message
+                case Settled():
+                    pass
+                case _:
+                    raise OpenLoraError(ErrorCode.RECEIPT_INVALID, "the node sent a message that has no place here")
+
+    async def _next(self) -> InferMessage:
+        """The next message. A node that is silent for too long is lost; one that was told to stop must soon."""
+        try:
+            async with asyncio.timeout(AFTER_CANCEL_S if self._cancelled else SILENCE_S) as self._timer:
+                return await self._exchange.receive()
+        except TimeoutError:
+            raise OpenLoraError(ErrorCode.NODE_LOST, "the node fell silent") from None
+        finally:
+            self._timer = None
+
+    async def _expected(self, ticket: Ticket, done: Done) -> Expected:
+        seq = Signed.unpack(Receipt, done.receipt).value.seq
+        now_key = self._chain.key_of(ticket.offer.node)
+        quoted_by = ticket.offer.signed.signer(self._purse.domain)
+        return Expected(
+            request=ticket.request.value,
+            request_digest=ticket.digest,
+            offer=ticket.offer,
+            prompt_tokens=self._order.prompt_tokens,
+            completion_tokens=self.progress.generated,
+            output=self.progress.output_hash,
+            keys=frozenset(key for key in (now_key, quoted_by) if key is not None),
+            now=self._purse.clock(),
+            least_seq=ticket.least_seq,
+            charge_due=await self._purse.charge_due(ticket, seq),
+        )
+
+    async def _give_up(self, ticket: Ticket, error: BaseException) -> None:
+        self._exchange.cancel()
+        note = str(error) if isinstance(error, OpenLoraError) else "the gateway stopped"
+        self.lost = await asyncio.shield(self._purse.give_up(ticket, note, self.progress.output_hash))
+
+
+def is_failed(finished: Finished) -> bool:
+    """Whether the node itself says that the run failed: it costs nothing."""
+    return finished.receipt.status == ReceiptStatus.FAILED

@@ -1,0 +1,416 @@
+"""One request of a client from its body to a paid answer: picks a node, quotes, asks; before a token, asks another.
+
+Every attempt is a new signed request to another node; the one before was cancelled and accounted for first. After the
+first token there is no second attempt: the stream ends with what happened.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..journal import EscrowSnapshot
+from ..network.routing import MAX_ATTEMPTS, Ask
+from ..openai import Body, BodyError
+from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from ..protocol.ids import format_artifact_id
+from ..protocol.pipeline import WEIGHT_ONE, Adapter, Pipeline
+from ..protocol.pricing import ComputeRates, RoyaltySchedule, max_fee
+from .answer import Answer
+from .attempt import Attempt, Finished, Order, ask_quote, is_failed
+from .bodies import DEFAULT_CHAT_TOKENS, node_body
+from .escrow import Escrows
+from .models import Part, Wanted, known, wanted
+from .names import Names
+from .offers import Offer
+from .ports import Chain, Exchange, Inference, Nodes, TermsLike
+from .purse import Purse
+from .tokenizers import Tokenizers
+
+KIND_BASE, KIND_ADAPTER = 1, 2
+"""Numbers of the ArtifactRegistry."""
+MAX_OFFERS = 1_000
+KEPT_OUT_S = 3_600.0
+"""How long a node that lied is not asked."""
+MAX_KEPT_OUT = 1_000
+
+_ANEW = frozenset({ErrorCode.QUOTE_EXPIRED, ErrorCode.QUOTE_UNKNOWN, ErrorCode.MAX_FEE_TOO_LOW})
+_BOOKS = frozenset({ErrorCode.DEBT_OUTSTANDING, ErrorCode.VOUCHER_TOO_LOW, ErrorCode.VOUCHER_CONFLICT})
+_OURS = frozenset(
+    {ErrorCode.SPEND_CAP, ErrorCode.STORAGE_FULL, ErrorCode.STORAGE_READ_ONLY, ErrorCode.STORAGE_FAILED}
+    | {ErrorCode.JOURNAL_CORRUPT, ErrorCode.TOO_MANY_NONCES}
+)
+"""What no other node mends."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """A body that was understood: what it runs on under the chain's present terms, and what its prompt counts."""
+
+    body: Body
+    pipeline: Pipeline
+    terms: tuple[TermsLike, ...]
+    label: str
+    prompt_tokens: int
+
+    @property
+    def adapters(self) -> frozenset[bytes]:
+        """The adapters' ids."""
+        return frozenset(adapter.id for adapter in self.pipeline.adapters)
+
+    @property
+    def schedule(self) -> RoyaltySchedule:
+        """How its royalties grow."""
+        base, *adapters = (entry.rate for entry in self.terms)
+        return RoyaltySchedule.of(self.pipeline, base, tuple(adapters))
+
+
+@dataclass
+class _Run:
+    """One client request while it runs."""
+
+    prepared: Prepared
+    answer: Answer
+    attempt: Attempt | None = None
+    gone: bool = False
+    tried: set[bytes] = field(default_factory=set)
+    lost: int = 0
+
+    def left(self) -> bool:
+        return self.gone
+
+    def hang_up(self) -> None:
+        self.gone = True
+        if self.attempt is not None:
+            self.attempt.hang_up()
+
+
+Recover = Callable[[bytes], Coroutine[Any, Any, None]]
+"""Brings the books with a node in line."""
+Spawn = Callable[[Coroutine[Any, Any, None], str], object]
+"""Runs a named task that the gateway owns."""
+
+
+class Payer:
+    """Turns bodies into answers. One for the whole gateway."""
+
+    def __init__(
+        self,
+        *,
+        purse: Purse,
+        chain: Chain,
+        nodes: Nodes,
+        inference: Inference,
+        escrows: Escrows,
+        tokenizers: Tokenizers,
+        names: Names,
+        recover: Recover,
+        spawn: Spawn,
+        monotonic: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.purse = purse
+        self.chain = chain
+        self.nodes = nodes
+        self.escrows = escrows
+        self.names = names
+        self._inference = inference
+        self._tokenizers = tokenizers
+        self._recover = recover
+        self._spawn = spawn
+        self._monotonic = monotonic
+        self._offers: OrderedDict[tuple[bytes, bytes], Offer] = OrderedDict()
+        self._kept_out: OrderedDict[bytes, float] = OrderedDict()
+
+    async def prepare(self, body: Body) -> Prepared:
+        """Understand a body. Raises BodyError, MODEL_NOT_FOUND, ACCESS_DENIED, CHAIN_FAILED."""
+        asked = wanted(body.model, body.adapters, body.adapter_method, self.names)
+        base, parts = await self._resolve(asked)
+        terms = [await self.chain.terms(artifact) for artifact in (base, *(part.id for part in parts))]
+        self._check_kinds(terms)
+        for entry in terms:
+            if not await self.chain.has_access(entry.artifact, self.purse.payer):
+                raise BodyError(
+                    ErrorCode.ACCESS_DENIED, f"buy or ask for access to {self.names.name_of(entry.artifact)}", "model"
+                )
+        versions = {entry.artifact: entry.version for entry in terms}
+        adapters = [Adapter(id=part.id, terms_version=versions[part.id], weight=part.weight) for part in parts]
+        pipeline = Pipeline.of(base, *adapters, base_terms_version=versions[base], method=asked.method)
+        await self.nodes.follow(base)
+        counter = await self._tokenizers.counter(base)
+        by_id = {entry.artifact: entry for entry in terms}
+        ordered = (by_id[base], *(by_id[adapter.id] for adapter in pipeline.adapters))
+        return Prepared(body, pipeline, ordered, self.label(pipeline), await counter.count(body))
+
+    def label(self, pipeline: Pipeline) -> str:
+        """The pipeline in names: base+adapter:0.7+adapter:0.3."""
+        parts = [self.names.name_of(pipeline.base)]
+        for adapter in pipeline.adapters:
+            weight = "" if adapter.weight == WEIGHT_ONE else f":{adapter.weight / WEIGHT_ONE:g}"
+            parts.append(f"{self.names.name_of(adapter.id)}{weight}")
+        return "+".join(parts)
+
+    def start(self, prepared: Prepared) -> Answer:
+        """Begin to earn the answer. The task outlives a client that leaves: what came is checked and paid."""
+        answer = Answer()
+        run = _Run(prepared, answer)
+        answer.on_hang_up = run.hang_up
+        self._spawn(self._run(run), f"request for {prepared.label}"[:80])
+        return answer
+
+    async def quotes(self, prepared: Prepared, at_most: int = 3) -> list[tuple[Offer, int, int]]:
+        """(offer, max tokens a choice, most it costs in wei) of some nodes. Raises NO_NODE and what nodes say."""
+        found: list[tuple[Offer, int, int]] = []
+        tried = set(self._liars())
+        last: OpenLoraError | None = None
+        while len(found) < at_most:
+            node = await self.nodes.pick(prepared.pipeline.base, self._ask(prepared), tried)
+            if node is None:
+                break
+            tried.add(node)
+            self.nodes.report(node, OpenLoraError(ErrorCode.CANCELLED))
+            try:
+                exchange = await self._inference.open(node)
+                try:
+                    offer = await self._offer(exchange, node, prepared.pipeline)
+                finally:
+                    await exchange.aclose()
+                tokens = self._max_tokens(prepared, offer, self.purse.caps.per_request)
+                found.append((offer, tokens, offer.most(prepared.prompt_tokens, tokens * prepared.body.choices)))
+            except OpenLoraError as error:
+                last = error
+        if not found:
+            raise last or self._nobody(prepared)
+        return found
+
+    # one run
+
+    async def _run(self, run: _Run) -> None:
+        try:
+            await self._attempts(run)
+        except OpenLoraError as error:
+            run.answer.fail(error)
+        except asyncio.CancelledError:
+            run.answer.fail(OpenLoraError(ErrorCode.CANCELLED, "the gateway is stopping"))
+            raise
+        except Exception:
+            logger.exception("a request failed by a fault of ours")
+            run.answer.fail(OpenLoraError(ErrorCode.INTERNAL))
+
+    async def _attempts(self, run: _Run) -> None:
+        last: OpenLoraError | None = None
+        again: bytes | None = None
+        run.tried |= self._liars()
+        for _ in range(MAX_ATTEMPTS):
+            if run.left():
+                raise OpenLoraError(ErrorCode.CANCELLED)
+            node = await self._choose(run) if again is None else again
+            if node is None:
+                raise self._nobody(run.prepared) if last is None else last
+            retried, again = again is not None, None
+            run.tried.add(node)
+            try:
+                await self._try(run, node)
+            except OpenLoraError as error:
+                started = run.attempt is not None and run.attempt.started
+                run.lost += run.attempt.lost if run.attempt else 0
+                run.attempt = None
+                self._report(node, error)
+                final = error.code in _OURS and not isinstance(error, TooDear)
+                if started or run.left() or final or _is_the_requests(error, last):
+                    raise
+                if error.code in _BOOKS:
+                    await self._recover(node)
+                if not retried and error.code in _ANEW | _BOOKS:
+                    self._offers.pop((node, run.prepared.pipeline.id), None)
+                    again = node
+                last = error
+            else:
+                return
+        assert last is not None
+        raise last
+
+    async def _choose(self, run: _Run) -> bytes | None:
+        """A node whose escrow pays for the request, else one that may be funded: then it is, and waited for."""
+        ask = self._ask(run.prepared)
+        skipped = set(run.tried)
+        unfunded: list[bytes] = []
+        while (node := await self.nodes.pick(run.prepared.pipeline.base, ask, skipped)) is not None:
+            skipped.add(node)
+            # Its fee is not quoted yet: what is free must cover the dearest request that is allowed, or it is funded.
+            if await self.escrows.is_ready(node, 1):
+                if unfunded:
+                    self._spawn(self._top_up(unfunded[0]), "funding an escrow")
+                return node
+            if self.escrows.may_fund(node):
+                unfunded.append(node)
+            self.nodes.report(node, OpenLoraError(ErrorCode.ESCROW_TOO_LOW))
+        return unfunded[0] if unfunded else None
+
+    async def _try(self, run: _Run, node: bytes) -> None:
+        prepared = run.prepared
+        exchange = await self._inference.open(node)
+        try:
+            offer = await self._offer(exchange, node, prepared.pipeline)
+            cap = self.purse.caps.per_request - run.lost
+            tokens = self._max_tokens(prepared, offer, cap)
+            fee = offer.most(prepared.prompt_tokens, tokens * prepared.body.choices)
+            if fee > cap:
+                raise _too_dear(f"this may cost {fee} wei", cap)
+            escrow = await self._funded(node, fee)
+            order = Order(
+                body=node_body(prepared.body, prepared.pipeline.base, tokens),
+                pipeline=prepared.pipeline,
+                model=prepared.label,
+                prompt_tokens=prepared.prompt_tokens,
+                max_tokens=tokens * prepared.body.choices,
+                choices=prepared.body.choices,
+            )
+            run.answer.node = node
+            run.attempt = Attempt(exchange, self.purse, self.chain, order, offer)
+            if run.left():
+                raise OpenLoraError(ErrorCode.CANCELLED)
+            finished, closing = await run.attempt.run(run.answer.put, escrow, fee)
+            self._finish(run, node, finished)
+            await run.attempt.close(closing)
+        finally:
+            await exchange.aclose()
+        self._spawn(self._top_up(node), "topping up an escrow")
+        if is_failed(finished):
+            raise OpenLoraError(ErrorCode.ENGINE_FAILED, "the node says that the run failed; it costs nothing")
+
+    def _finish(self, run: _Run, node: bytes, finished: Finished) -> None:
+        if not is_failed(finished):
+            self.nodes.report(node, None)
+            run.answer.finish(finished)
+
+    async def _funded(self, node: bytes, fee: int) -> EscrowSnapshot:
+        if not await self.escrows.is_ready(node, fee):
+            await self.escrows.fund(node, fee)
+        return await self.escrows.snapshot(node)
+
+    async def _top_up(self, node: bytes) -> None:
+        try:
+            if self.escrows.may_fund(node):
+                await self.escrows.top_up(node)
+        except OpenLoraError as error:
+            logger.warning("the escrow with node %s is not topped up: %s", node.hex()[:8], error)
+
+    async def _offer(self, exchange: Exchange, node: bytes, pipeline: Pipeline) -> Offer:
+        key = node, pipeline.id
+        held = self._offers.get(key)
+        now = self.purse.clock()
+        if held is not None and held.is_fresh(now) and held.signed.signer(self.purse.domain) == self.chain.key_of(node):
+            return held
+        offer = await ask_quote(
+            exchange,
+            self.chain,
+            self.purse.domain,
+            payer=self.purse.payer,
+            node=node,
+            pipeline=pipeline,
+            now=now,
+        )
+        self._offers[key] = offer
+        while len(self._offers) > MAX_OFFERS:
+            self._offers.popitem(last=False)
+        return offer
+
+    def _max_tokens(self, prepared: Prepared, offer: Offer, cap: int) -> int:
+        """The bound on each choice. Where the client sets none: what the cap pays for, up to a common length."""
+        if prepared.body.max_tokens is not None:
+            return prepared.body.max_tokens
+        choices = prepared.body.choices
+        affordable = offer.affordable_tokens(prepared.prompt_tokens, cap, DEFAULT_CHAT_TOKENS * choices)
+        if affordable < choices:
+            raise _too_dear(f"the prompt alone may cost {offer.most(prepared.prompt_tokens, choices)} wei", cap)
+        return affordable // choices
+
+    def _ask(self, prepared: Prepared) -> Ask:
+        least = prepared.body.max_tokens if prepared.body.max_tokens is not None else 1
+        tokens = least * prepared.body.choices
+        royalties = max_fee(prepared.schedule, ComputeRates(0, 0), prepared.prompt_tokens, tokens)
+        return Ask(
+            adapters=prepared.adapters,
+            prompt_tokens=prepared.prompt_tokens,
+            max_tokens=tokens,
+            max_fee=self.purse.caps.per_request,
+            royalties=royalties,
+        )
+
+    # resolving
+
+    async def _resolve(self, asked: Wanted) -> tuple[bytes, tuple[Part, ...]]:
+        """Base and adapters; where only an id was given, the chain says which of the two it is."""
+        if asked.base is not None:
+            return asked.base, asked.adapters
+        (only,) = asked.adapters
+        terms = await self.chain.terms(only.id)
+        if terms.kind == KIND_BASE:
+            return only.id, ()
+        if terms.kind == KIND_ADAPTER:
+            for component, _ in terms.components:
+                if (await self.chain.terms(component)).kind == KIND_BASE:
+                    return component, asked.adapters
+            raise BodyError(
+                ErrorCode.MODEL_NOT_FOUND, "the chain does not say this adapter's base: write <base>+<adapter>", "model"
+            )
+        if await self.nodes.offers(only.id):
+            return only.id, ()
+        raise BodyError(
+            ErrorCode.MODEL_NOT_FOUND,
+            f"neither names nor chain nor nodes know {format_artifact_id(only.id)[:23]}…: {known(self.names)}",
+            "model",
+        )
+
+    def _check_kinds(self, terms: Sequence[TermsLike]) -> None:
+        for place, entry in enumerate(terms):
+            right = KIND_ADAPTER if place else KIND_BASE
+            if entry.kind not in (0, right):
+                what = "an adapter" if place else "a base"
+                raise BodyError(
+                    ErrorCode.BAD_PIPELINE, f"{self.names.name_of(entry.artifact)} is not {what} on chain", "model"
+                )
+
+    # nodes
+
+    def _report(self, node: bytes, error: OpenLoraError) -> None:
+        self.nodes.report(node, error)
+        if isinstance(error, ProtocolError) or error.code is ErrorCode.RECEIPT_INVALID:
+            logger.warning("node %s lied and is not asked for an hour: %s", node.hex()[:8], error.message)
+            self._kept_out[node] = self._monotonic() + KEPT_OUT_S
+            while len(self._kept_out) > MAX_KEPT_OUT:
+                self._kept_out.popitem(last=False)
+
+    def _liars(self) -> set[bytes]:
+        now = self._monotonic()
+        return {node for node, until in self._kept_out.items() if until > now}
+
+    def _nobody(self, prepared: Prepared) -> OpenLoraError:
+        return OpenLoraError(
+            ErrorCode.NO_NODE,
+            f"no reachable node serves {prepared.label} for at most gateway.spend_per_request"
+            f" ({self.purse.caps.per_request} wei): wait, raise it, or lower max_tokens",
+            retry_after_ms=5_000,
+        )
+
+
+class TooDear(OpenLoraError):
+    """One node's price is beyond the cap; another's may not be."""
+
+
+def _too_dear(what: str, cap: int) -> TooDear:
+    return TooDear(
+        ErrorCode.SPEND_CAP, f"{what}, gateway.spend_per_request leaves {cap} wei: lower max_tokens, or raise it"
+    )
+
+
+def _is_the_requests(error: OpenLoraError, last: OpenLoraError | None) -> bool:
+    """Whether two nodes say the same of what no node can mend: then it is the request."""
+    return not error.code.retryable and last is not None and error.code is last.code and error.code not in _BOOKS

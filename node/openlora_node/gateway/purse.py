@@ -1,0 +1,432 @@
+"""The payer's money: signs requests and vouchers, and writes each promise into the journal before it leaves.
+
+One transaction admits a request: caps, nonce, reservation, opening voucher, all or nothing. One transaction closes it:
+receipt, closing voucher, what was spent. Requests of one ledger may run side by side; what they share is counted here.
+Knows neither network nor HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import secrets
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+from ..journal import (
+    MAX_LIVE_NONCES,
+    EscrowSnapshot,
+    Journal,
+    LedgerKey,
+    ReceiptDraft,
+    StoredReceipt,
+    VoucherEntry,
+    spending,
+)
+from ..journal import receipts as receipt_rows
+from ..journal import requests as request_rows
+from ..journal import vouchers as voucher_rows
+from ..journal.books import Books
+from ..journal.database import Transaction
+from ..protocol.crypto import Address, Signer
+from ..protocol.eip712 import Signed
+from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.ids import Digest
+from ..protocol.pricing import MAX_WEI, TOKENS_PER_RATE, RoyaltySchedule
+from ..protocol.structs import Request, Voucher, body_hash
+from .checking import Checked, grown, refused
+from .ledger_book import Amounts, LedgerBook
+from .offers import Offer
+
+CATCH_UP_S = 30.0
+"""Longest wait for a request beside another to read what the node counts already."""
+REQUEST_LIFE_S = 240
+"""Less than the protocol's 300 s: the node's clock may be behind ours."""
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Caps:
+    """What may be spent, in wei."""
+
+    per_request: int
+    per_day: int
+
+
+@dataclass(frozen=True)
+class Ticket:
+    """An admitted request: what is sent, and what was true when it was signed."""
+
+    key: LedgerKey
+    offer: Offer
+    request: Signed[Request]
+    digest: Digest
+    opening: Signed[Voucher]
+    prompt_tokens: int
+    worth_before: int
+    """What the ledger's newest voucher was worth before this request, in wei."""
+    least_seq: int
+    """The receipt's number is at least this."""
+
+
+@dataclass
+class _Held:
+    """A ledger in use: its book, who may change it now, and an event that ends with the next change."""
+
+    book: LedgerBook
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    changed: asyncio.Event = field(default_factory=asyncio.Event)
+    users: int = 0
+
+    def tell(self) -> None:
+        """Wake whoever waits for the book to grow."""
+        changed, self.changed = self.changed, asyncio.Event()
+        changed.set()
+
+
+class Purse:
+    """One payer's journal with one signer. Its methods may run side by side."""
+
+    def __init__(self, journal: Journal, payer: bytes, signer: Signer, caps: Caps, clock: Callable[[], int]) -> None:
+        self.journal = journal
+        self.domain = journal.binding.domain
+        self.payer = Address(payer)
+        self.signer = signer
+        self.caps = caps
+        self.clock = clock
+        self._books: dict[LedgerKey, _Held] = {}
+
+    def __repr__(self) -> str:
+        return f"Purse(0x{self.payer.hex()}, {len(self._books)} ledgers in use)"
+
+    def key(self, node: bytes, pipeline: bytes) -> LedgerKey:
+        """The ledger of this signer."""
+        return LedgerKey(self.payer, node, self.signer.address, pipeline)
+
+    async def admit(
+        self,
+        offer: Offer,
+        body: bytes,
+        *,
+        prompt_tokens: int,
+        max_tokens: int,
+        max_fee: int,
+        model: str,
+        escrow: EscrowSnapshot,
+    ) -> Ticket:
+        """Sign a request with its opening voucher, count it against the caps and keep it: then it may be sent.
+
+        The ledger stays in use until `settle` or `give_up`. Raises SPEND_CAP, ESCROW_TOO_LOW, STORAGE_*.
+        """
+        if max_fee > self.caps.per_request:
+            raise OpenLoraError(
+                ErrorCode.SPEND_CAP,
+                f"this request may cost {max_fee} wei; gateway.spend_per_request is {self.caps.per_request} wei:"
+                " lower max_tokens, or raise it",
+            )
+        key = self.key(offer.node, offer.pipeline.id)
+        now = self.clock()
+        request = Request(
+            payer=self.payer,
+            node=offer.node,
+            pipeline_id=offer.pipeline.id,
+            quote_digest=offer.digest,
+            body_hash=body_hash(body),
+            max_fee=max_fee,
+            max_tokens=max_tokens,
+            nonce=secrets.token_bytes(32),
+            issued_at=now,
+            expires_at=now + REQUEST_LIFE_S,
+        ).sign(self.domain, self.signer)
+        digest = Digest(request.value.digest(self.domain))
+        self._enter(key, offer.schedule)
+        try:
+            async with self._book(key) as book:
+                worth_before = book.worth(book.voucher)
+                book.open(digest, offer, prompt_tokens)
+                try:
+                    amounts = book.next_voucher()
+                    opening = self._voucher(key, amounts, digest)
+                    spend = spending.Spend(
+                        request_digest=digest,
+                        node=offer.node,
+                        signer=key.signer,
+                        pipeline=key.pipeline,
+                        at=now,
+                        amount=max_fee,
+                        model=model,
+                        prompt_tokens=prompt_tokens,
+                        quote=offer.signed.pack(),
+                        preimage=offer.pipeline.pack(),
+                    )
+                    entry = request_rows.Entry(
+                        request, digest, key.signer, escrow, self._entry(opening, offer.schedule), MAX_WEI
+                    )
+                    least_seq = await self.journal.transact(lambda tx: self._admit(tx, entry, spend))
+                except BaseException:
+                    book.close(digest)
+                    raise
+                book.voucher = amounts
+        except BaseException:
+            self._leave(key)
+            raise
+        return Ticket(key, offer, request, digest, opening, prompt_tokens, worth_before, least_seq)
+
+    def generated(self, ticket: Ticket, tokens: int) -> None:
+        """So many tokens have come in all: they count in the next voucher."""
+        held = self._books[ticket.key]
+        held.book.generated(ticket.digest, tokens)
+        held.tell()
+
+    async def pay(self, ticket: Ticket, demanded: Amounts) -> Signed[Voucher]:
+        """The next voucher while output is paused, on disk when this returns.
+
+        It covers what was received and no more. What the node demands may hold tokens of a request beside this one that
+        came and were not read yet: they are waited for. Raises RECEIPT_INVALID when it demands more than it has sent.
+        """
+        try:
+            async with asyncio.timeout(CATCH_UP_S):
+                while True:
+                    async with self._book(ticket.key) as book:
+                        amounts = book.next_voucher()
+                        if amounts.covers(demanded):
+                            voucher = self._voucher(ticket.key, amounts, ticket.digest)
+                            entry = self._entry(voucher, ticket.offer.schedule)
+                            await self.journal.transact(lambda tx: voucher_rows.advance_voucher(tx, entry))  # noqa: B023
+                            book.voucher = amounts
+                            return voucher
+                        if len(book.requests) == 1:
+                            break
+                    await self._books[ticket.key].changed.wait()
+        except TimeoutError:
+            pass
+        raise OpenLoraError(
+            ErrorCode.RECEIPT_INVALID, "the node demands a voucher over more than it has sent: not paid"
+        )
+
+    async def settle(self, ticket: Ticket, checked: Checked, salt: bytes) -> tuple[StoredReceipt, Signed[Voucher]]:
+        """Keep a checked receipt with the voucher that answers it. Ends the request.
+
+        Raises RECEIPT_INVALID where it contradicts a receipt that is held; then the request is still to be given up.
+        """
+        async with self._book(ticket.key) as book:
+            open_request = book.requests.pop(ticket.digest)
+            try:
+                kept, voucher = await self.journal.transact(
+                    lambda tx: self._settle(tx, ticket.key, ticket.offer, ticket.digest, checked, salt, book)
+                )
+            except BaseException:
+                book.requests[ticket.digest] = open_request
+                await self._refresh(ticket.key, book)
+                raise
+        self._leave(ticket.key)
+        return kept, voucher
+
+    async def settle_late(
+        self, spend: spending.Spend, offer: Offer, checked: Checked, salt: bytes
+    ) -> tuple[StoredReceipt, Signed[Voucher]]:
+        """The same for a request of an earlier life of this process. Raises RECEIPT_INVALID, NOT_FOUND."""
+        key = LedgerKey(self.payer, spend.node, spend.signer, spend.pipeline)
+        self._enter(key, offer.schedule)
+        try:
+            async with self._book(key) as book:
+                digest = Digest(spend.request_digest)
+                try:
+                    return await self.journal.transact(
+                        lambda tx: self._settle(tx, key, offer, digest, checked, salt, book)
+                    )
+                except BaseException:
+                    await self._refresh(key, book)
+                    raise
+        finally:
+            self._leave(key)
+
+    async def give_up(self, ticket: Ticket, note: str, received: bytes | None = None) -> int:
+        """No receipt comes, or none that holds: release the reservation. Ends the request.
+
+        Returns what the vouchers given with it are worth at most, in wei: that counts as spent. `received` is the
+        output hash of what came, so that a receipt that turns up later is paid only if it is over exactly that.
+        """
+        try:
+            async with self._book(ticket.key) as book:
+                book.close(ticket.digest)
+                given = min(max(0, book.worth(book.voucher) - ticket.worth_before), ticket.request.value.max_fee)
+
+                def write(tx: Transaction) -> None:
+                    request_rows.interrupt(tx, ticket.digest)
+                    spending.lost(tx, ticket.digest, given, note, received)
+
+                await self.journal.transact(write)
+                return given
+        finally:
+            self._leave(ticket.key)
+
+    async def interrupted(self) -> int:
+        """At start-up, before the first `admit`: what a lost process left open counts what its vouchers may have given.
+
+        Returns how many requests there were.
+        """
+
+        def write(tx: Transaction) -> int:
+            for spend in spending.unsettled(tx):
+                if spend.state is spending.SpendState.OPEN:
+                    key = LedgerKey(self.payer, spend.node, spend.signer, spend.pipeline)
+                    ledger = Books(tx).ledger(key)
+                    prepaid = max(0, ledger.voucher_value - ledger.fee)
+                    given = min(spend.amount, prepaid)
+                    spending.lost(tx, spend.request_digest, given, "the gateway ended before the response did")
+            return request_rows.interrupt_running(tx)
+
+        return await self.journal.transact(write)
+
+    async def adopt(self, key: LedgerKey, schedule: RoyaltySchedule, theirs: Signed[Voucher], used: Amounts) -> bool:
+        """Go on where a voucher of ours, shown by the node, says that we were; whether that moved the ledger.
+
+        Does nothing while requests run in the ledger: their receipts may be among what the node counts.
+        """
+        self._enter(key, schedule)
+        try:
+            async with self._book(key) as book:
+                if book.requests:
+                    return False
+                return await self.journal.transact(lambda tx: _adopt(tx, key, schedule, theirs, used))
+        finally:
+            self._leave(key)
+
+    async def charge_due(self, ticket: Ticket, seq: int) -> bool:
+        """Whether the receipt with this number may hold its ledger's settlement charge."""
+        return await self.journal.transact(lambda tx: charge_due(tx, ticket.key, seq))
+
+    def voucher_of(self, key: LedgerKey, amounts: Amounts, reference: bytes) -> Signed[Voucher]:
+        """A signed voucher. The caller keeps it in the journal before it leaves."""
+        return self._voucher(key, amounts, reference)
+
+    # inside
+
+    def _admit(self, tx: Transaction, entry: request_rows.Entry, spend: spending.Spend) -> int:
+        spending.reserve(tx, spend, self.caps.per_day)
+        request_rows.admit(tx, entry, spend.at, MAX_LIVE_NONCES)
+        row = tx.one("SELECT max(seq) FROM receipts WHERE node = ?", spend.node)
+        return 0 if row[0] is None else row[0] + 1
+
+    def _settle(
+        self,
+        tx: Transaction,
+        key: LedgerKey,
+        offer: Offer,
+        digest: Digest,
+        checked: Checked,
+        salt: bytes,
+        book: LedgerBook,
+    ) -> tuple[StoredReceipt, Signed[Voucher]]:
+        receipt = checked.receipt.value
+        _check_neighbours(tx, receipt.node, receipt.seq, receipt.previous)
+        before = Books(tx).ledger(key).tally
+        after = grown(before, receipt, offer, charged=checked.charged)
+        kept = receipt_rows.accept_receipt(tx, self.domain, digest, ReceiptDraft(checked.receipt, salt, after))
+        spending.paid(tx, digest, receipt.fee, charged=checked.charged)
+        self._load(tx, key, book)
+        amounts = book.next_voucher()
+        voucher = self._voucher(key, amounts, kept.digest)
+        voucher_rows.advance_voucher(tx, self._entry(voucher, offer.schedule))
+        book.voucher = amounts
+        return kept, voucher
+
+    @asynccontextmanager
+    async def _book(self, key: LedgerKey) -> AsyncIterator[LedgerBook]:
+        """The ledger's book, read anew from the journal while nothing is open in it; one user at a time."""
+        held = self._books[key]
+        async with held.lock:
+            if not held.book.requests:
+                await self._refresh(key, held.book)
+            yield held.book
+
+    def _enter(self, key: LedgerKey, schedule: RoyaltySchedule) -> None:
+        """The ledger is in use until `_leave`."""
+        held = self._books.setdefault(key, _Held(LedgerBook(schedule)))
+        held.users += 1
+
+    def _leave(self, key: LedgerKey) -> None:
+        held = self._books[key]
+        held.users -= 1
+        held.tell()
+        if not held.users:
+            del self._books[key]
+
+    async def _refresh(self, key: LedgerKey, book: LedgerBook) -> None:
+        await self.journal.transact(lambda tx: self._load(tx, key, book))
+
+    def _load(self, tx: Transaction, key: LedgerKey, book: LedgerBook) -> None:
+        """What is on disk of a ledger. In the writer's thread; the book's lock is held."""
+        ledger = Books(tx).ledger(key)
+        start = spending.baseline(tx, key.node, key.signer, key.pipeline)
+        book.committed = Amounts(start.tokens + ledger.tally.tokens, start.compute + ledger.tally.compute)
+        book.remainder_micro_wei = ledger.tally.compute_micro_wei % TOKENS_PER_RATE
+        newest = ledger.newest_voucher
+        held = amounts_of(newest.value) if newest else Amounts()
+        book.voucher = held
+        book.charge_due = charge_due(tx, key, None)
+
+    def _voucher(self, key: LedgerKey, amounts: Amounts, reference: bytes) -> Signed[Voucher]:
+        return Voucher(
+            payer=key.payer,
+            node=key.node,
+            pipeline_id=key.pipeline,
+            cumulative_tokens=amounts.tokens,
+            cumulative_compute=amounts.compute,
+            reference_digest=reference,
+        ).sign(self.domain, self.signer)
+
+    def _entry(self, voucher: Signed[Voucher], schedule: RoyaltySchedule) -> VoucherEntry:
+        return VoucherEntry(voucher, Address(self.signer.address), schedule.value(voucher.value))
+
+
+def charge_due(tx: Transaction, key: LedgerKey, seq: int | None) -> bool:
+    """Whether a receipt may hold the settlement charge: none held it yet, and none with a smaller number came.
+
+    It is due in the node's first receipt of the ledger; receipts of requests side by side may come in another order.
+    """
+    start = spending.baseline(tx, key.node, key.signer, key.pipeline)
+    if start.tokens or start.compute or spending.charge_is_paid(tx, key.node, key.signer, key.pipeline):
+        return False
+    row = tx.one(
+        "SELECT min(seq) FROM receipts WHERE payer = ? AND node = ? AND signer = ? AND pipeline = ? AND status <> 2",
+        key.payer, key.node, key.signer, key.pipeline,
+    )  # fmt: skip
+    first = row[0]
+    return first is None or (seq is not None and seq < first)
+
+
+def _check_neighbours(tx: Transaction, node: bytes, seq: int, previous: bytes) -> None:
+    """Where we hold the receipt before or after this one, the two must name each other."""
+    before = tx.one("SELECT digest FROM receipts WHERE node = ? AND seq = ?", node, seq - 1)
+    if before is not None and before[0] != previous:
+        raise refused("it does not name the node's receipt before it")
+
+
+def _adopt(tx: Transaction, key: LedgerKey, schedule: RoyaltySchedule, theirs: Signed[Voucher], used: Amounts) -> bool:
+    """Take a voucher of ours that the node holds as ours, and go on where it shows that we had signed for.
+
+    What was signed for counts as used as far as the node's own sums say so; the rest stays prepaid. Never lowers.
+    """
+    signed = amounts_of(theirs.value)
+    entry = VoucherEntry(theirs, Address(key.signer), schedule.value(theirs.value))
+    held = Books(tx).ledger(key)
+    newest = held.newest_voucher
+    if newest is None or signed.joined(amounts_of(newest.value)) == signed:
+        voucher_rows.advance_voucher(tx, entry)
+    start = spending.baseline(tx, key.node, key.signer, key.pipeline)
+    covered = Amounts(min(signed.tokens, used.tokens), min(signed.compute, used.compute))
+    tokens = max(start.tokens, covered.tokens - held.tally.tokens)
+    compute = max(start.compute, covered.compute - held.tally.compute)
+    if (tokens, compute) == (start.tokens, start.compute):
+        return False
+    spending.set_baseline(tx, key.node, key.signer, key.pipeline, spending.Baseline(tokens, compute))
+    return True
+
+
+def amounts_of(voucher: Voucher) -> Amounts:
+    """A voucher's two numbers."""
+    return Amounts(voucher.cumulative_tokens, voucher.cumulative_compute)
