@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ class Reader:
         self._range = range(first, first + count)
         self._trees = trees
 
-    async def pieces(self, work: Work) -> AsyncIterator[Piece]:
+    async def pieces(self, work: Work) -> AsyncGenerator[Piece, None]:
         """The chunks in order. `work` runs a function in a thread."""
         groups = [self._range[start : start + GROUP] for start in range(0, len(self._range), GROUP)]
         ahead = asyncio.ensure_future(self._group(work, groups[0]))

@@ -10,19 +10,31 @@ import asyncio
 import errno
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 from pathlib import Path
 from threading import Event
 from typing import Self, TypeVar
 
 from ..protocol.errors import ErrorCode, OpenLoraError
-from ..protocol.manifest import AnyManifest, artifact_id, decode_manifest
+from ..protocol.manifest import MAX_MANIFEST_BYTES, AnyManifest, artifact_id, decode_manifest
 from .contents import Kind, check_contents, content_size, footprint
 from .describing import About
 from .index import Entry, Index
-from .layout import CHUNKS, MANIFEST, Layout, lock_file, lock_folder, seal, storage_errors, sync, write_new
+from .layout import (
+    CHUNKS,
+    MANIFEST,
+    Layout,
+    lock_file,
+    lock_folder,
+    open_regular,
+    read_exactly,
+    seal,
+    storage_errors,
+    sync,
+    write_new,
+)
 from .packing import Package, Packed
 from .partial import Partial, Progress, check_weights
 from .reading import Piece, Reader
@@ -251,6 +263,15 @@ class ArtifactStore:
             lambda: self._begin(manifest, data, _stoppable(progress, stop)), stop=stop, undo=self._end
         )
 
+    def begun(self, artifact: bytes) -> bytes | None:
+        """The manifest's bytes of a download that an earlier process left. Reads the disk."""
+        try:
+            with open_regular(self._layout.partial(artifact) / MANIFEST, os.O_RDONLY) as descriptor:
+                data = read_exactly(descriptor, MAX_MANIFEST_BYTES + 1, 0)
+        except OSError:
+            return None
+        return data if artifact_id(data) == artifact else None
+
     async def keep(self, partial: Partial, file: int, index: int, data: bytes, proof: tuple[bytes, ...]) -> None:
         """`Partial.write`, in a thread of the store."""
         await self._work(lambda: partial.write(file, index, data, proof))
@@ -276,7 +297,7 @@ class ArtifactStore:
 
         await self._work(work)
 
-    async def reader(self, artifact: bytes, file: int, first: int, count: int) -> AsyncIterator[Piece]:
+    async def reader(self, artifact: bytes, file: int, first: int, count: int) -> AsyncGenerator[Piece, None]:
         """Chunks with their proofs, for sending: at most 2 MiB are read ahead. The artifact is held meanwhile.
 
         Raises NOT_FOUND, MALFORMED for a place that the file does not have, STORAGE_FAILED when a chunk on disk is
@@ -287,8 +308,9 @@ class ArtifactStore:
             raise OpenLoraError(ErrorCode.NOT_FOUND)
         with self.hold(artifact) as folder:
             source = Reader(folder, artifact, manifest, file, first, count, self._trees)
-            async for piece in source.pieces(self._work):
-                yield piece
+            async with aclosing(source.pieces(self._work)) as pieces:
+                async for piece in pieces:
+                    yield piece
 
     async def verify(self, artifact: bytes, progress: Progress | None = None) -> tuple[str, ...]:
         """Read everything again: the paths that are damaged. The writer takes a damaged artifact out of use.

@@ -133,6 +133,11 @@ def _link(path: Path) -> None:
     path.symlink_to(secret)
 
 
+def _folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
 def _append(path: Path) -> None:
     path.write_bytes(path.read_bytes() + b"#!")
 
@@ -147,7 +152,7 @@ BAD_ADAPTERS = {
     "a link for the configuration": lambda folder: _link(folder / "adapter_config.json"),
     "a link for the recipe": lambda folder: _link(folder / "recipe.json"),
     "a pipe for weights": lambda folder: _fifo(folder / "adapter_model.safetensors"),
-    "a folder for weights": lambda folder: ((folder / "adapter_model.safetensors").unlink(), (folder / "adapter_model.safetensors").mkdir()),
+    "a folder for weights": lambda folder: _folder(folder / "adapter_model.safetensors"),
     "no weights": lambda folder: (folder / "adapter_model.safetensors").unlink(),
     "a pickle": lambda folder: (folder / "adapter_model.safetensors").rename(folder / "adapter_model.bin"),
     "a pickle by another name": lambda folder: (folder / "adapter_model.safetensors").write_bytes(b"\x80\x04K\x01."),
@@ -245,7 +250,7 @@ async def test_a_reader_left_early_holds_nothing(store: ArtifactStore, tmp_path:
     with pytest.raises(OpenLoraError) as error:
         store.remove(artifact)
     refused(error, ErrorCode.BUSY)
-    await reader.aclose()  # type: ignore[attr-defined]
+    await reader.aclose()
     store.remove(artifact)
     assert store.folder(artifact) is None
 
