@@ -72,7 +72,7 @@ async def _reach(config: Config, running: bool) -> Check:
         return warn("reach", "unknown while the node does not run", "openlora run, then openlora net reach")
     try:
         async with ControlClient(config.control_socket) as client:
-            services = (await client.get("/v1/status"))["services"]
+            services = (await client.get("/status"))["services"]
     except OpenLoraError as error:
         return warn("reach", error.message, "openlora status")
     reach = next((service for service in services if service["name"] == "reach"), None)

@@ -152,8 +152,15 @@ async def _outcome(work: Work) -> Exception | None:
     try:
         await work()
     except Exception as error:  # noqa: BLE001 - whatever it is, the supervisor decides what follows
-        return error
+        return _inner(error)
     return None
+
+
+def _inner(error: Exception) -> Exception:
+    """The first failure of a group of tasks: what followed followed from it."""
+    while isinstance(error, ExceptionGroup):
+        error = error.exceptions[0]
+    return error
 
 
 def _is_ours(error: Exception | None) -> bool:
