@@ -9,13 +9,15 @@ wrong guess up for good after three polls. Its two dialling functions are.
 
 from __future__ import annotations
 
+import errno
 import logging
+import random
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import cast
 
 import trio
-from libp2p.abc import INetStream
+from libp2p.abc import INetConn, INetStream, INetwork, INotifee
 from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
 from libp2p.network.swarm import Swarm
@@ -28,6 +30,7 @@ from .host import Host
 from .identity import Peer, parse_peer_id
 from .nat_wire import pack_addresses, receive_message, send_message, unpack_addresses
 from .reach_addresses import Scope, ip_of, is_circuit, plain, port_of, scope_of
+from .relay_transport import is_relayed
 from .stream import BROKEN
 
 DCUTR_ID = "/libp2p/dcutr"
@@ -36,6 +39,9 @@ EXCHANGE_TIMEOUT_S = 10.0
 PUNCH_S = 5.0
 """One attempt's dialling."""
 REDIAL_S = 0.1
+REFUSED_REDIAL_S = (0.01, 0.06)
+"""After a reset. A NAT that answers strangers with one lets only SYNs through that cross on the way: try often, and not
+in step with the other side."""
 REVERSE_S = 2.0
 PATIENCE_S = 3.0
 """What a caller who just connected through a relay waits for a direct way."""
@@ -47,6 +53,33 @@ logger = logging.getLogger(__name__)
 
 ExternalAddresses = Callable[[], tuple[str, ...]]
 """Where a NAT may have put the port that this host listens on."""
+
+
+class Direct(INotifee):
+    """Tells at once of each direct connection to whom."""
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell = tell
+
+    async def connected(self, network: INetwork, conn: INetConn) -> None:
+        """libp2p: a connection is up."""
+        if not is_relayed(conn):
+            self._tell(conn.muxed_conn.peer_id.to_base58())
+
+    async def disconnected(self, network: INetwork, conn: INetConn) -> None:
+        """libp2p: a connection is gone."""
+
+    async def opened_stream(self, network: INetwork, stream: INetStream) -> None:
+        """libp2p: of no interest here."""
+
+    async def closed_stream(self, network: INetwork, stream: INetStream) -> None:
+        """libp2p: of no interest here."""
+
+    async def listen(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """libp2p: of no interest here."""
+
+    async def listen_close(self, network: INetwork, multiaddr: Multiaddr) -> None:
+        """libp2p: of no interest here."""
 
 
 class HolePuncher:
@@ -63,6 +96,7 @@ class HolePuncher:
         self._waiting: dict[str, trio.Event] = {}
         host.handle(DCUTR_ID, self.answer)
         host.on_circuit = self.wait
+        self._swarm.register_notifee(Direct(self._release))
 
     async def start(self, peer: Peer) -> None:
         """The peer came through a relay: find a direct way to it. Raises nothing that ends its caller."""
@@ -163,7 +197,7 @@ class HolePuncher:
                         await self._swarm.dial_addr(target, peer_id, source)
                 except (*BROKEN, BaseLibp2pError, ValueError) as error:
                     logger.debug("punching %s: %s", address, error.__cause__ or error)
-                    await trio.sleep(REDIAL_S)
+                    await trio.sleep(random.uniform(*REFUSED_REDIAL_S) if _was_refused(error) else REDIAL_S)  # noqa: S311
             scope.cancel()
 
         with trio.move_on_after(PUNCH_S):
@@ -218,3 +252,12 @@ class HolePuncher:
                     await cast(Yamux, connection.muxed_conn).close()
             if not self._host.relayed(peer):
                 return
+
+
+def _was_refused(error: BaseException | None) -> bool:
+    """Whether a dial met a reset, somewhere below the exceptions that wrap it."""
+    while error is not None:
+        if getattr(error, "errno", None) == errno.ECONNREFUSED or "refused" in str(error):
+            return True
+        error = error.__cause__
+    return False

@@ -74,7 +74,10 @@ class ReachState:
     votes: tuple[Vote, ...]
     observed: tuple[str, ...]
     """Own IPs as peers see them."""
+    interfaces: tuple[str, ...]
+    """Own IPs as this machine sees them."""
     listen: tuple[str, ...]
+    announce: tuple[str, ...]
     claimed: tuple[str, ...]
     told: tuple[str, ...]
     """Addresses that others are told, without peer id."""
@@ -92,7 +95,9 @@ class ReachState:
 class Reachability:
     """The state and the tasks that keep it true. Made by `open_reach`."""
 
-    def __init__(self, host: Host, options: ReachOptions, advertising: Advertising, directory: Directory) -> None:
+    def __init__(
+        self, host: Host, options: ReachOptions, advertising: Advertising | None, directory: Directory
+    ) -> None:
         self._host = host
         self._options = options
         self._advertising = advertising
@@ -130,7 +135,8 @@ class Reachability:
     def addresses(self) -> tuple[str, ...]:
         """What others are told, without the peer id."""
         circuits = self._slots.addresses if self._slots is not None else ()
-        return own_addresses(self._verdict, self._options.announce, circuits)
+        told = own_addresses(self._verdict, self._options.announce, circuits)
+        return told or (self._claims() if self._verdict.is_direct is None else ())
 
     def state(self) -> ReachState:
         """Everything that is known, for a report."""
@@ -139,7 +145,9 @@ class Reachability:
             verdict=self._verdict,
             votes=self._votes,
             observed=self._observed.ips(),
+            interfaces=self._interfaces,
             listen=self._host.addresses(),
+            announce=self._options.announce,
             claimed=self._claims(),
             told=self.addresses,
             relays=tuple(slot.relay for slot in self._slots.reservations) if self._slots is not None else (),
@@ -161,6 +169,12 @@ class Reachability:
     async def decided(self) -> None:
         """Wait for the first round of dial-backs with a verdict."""
         await self._decided.wait()
+
+    async def settled(self) -> None:
+        """Wait for a verdict that enough peers spoke for."""
+        while not self._verdict.is_settled:
+            self._decided = trio.Event()
+            await self._decided.wait()
 
     def look_now(self) -> None:
         """Ask peers without waiting for the next time."""
@@ -231,8 +245,7 @@ class Reachability:
 
     def _tell(self) -> None:
         """What others are told follows what is known."""
-        told = self.addresses or (self._claims() if self._verdict.is_direct is None else ())
-        self._host.published = told
+        self._host.published = self.addresses
         for watcher in self._watchers:
             watcher()
 
@@ -270,7 +283,8 @@ class Reachability:
                 yield peer, ()
         for peer, addresses in await self._directory.providers(RELAY_KEY):
             yield peer, tuple(a for a in addresses if not is_circuit(a))
-        nodes = [advert for advert in self._advertising.table if advert.value.reach == Reach.DIRECT]
+        table = self._advertising.table if self._advertising is not None else ()
+        nodes = [advert for advert in table if advert.value.reach == Reach.DIRECT]
         self._dice.shuffle(nodes)
         for advert in nodes[:MAX_ASKED]:
             yield advert.peer, tuple(a for a in advert.value.addresses if not is_circuit(a))
@@ -278,7 +292,7 @@ class Reachability:
 
 @asynccontextmanager
 async def open_reach(
-    host: Host, options: ReachOptions, advertising: Advertising, directory: Directory
+    host: Host, options: ReachOptions, advertising: Advertising | None, directory: Directory
 ) -> AsyncIterator[Reachability]:
     """Reachability on a running host."""
     reachability = Reachability(host, options, advertising, directory)

@@ -26,6 +26,7 @@ from .filters import AdapterFilter
 from .host import Host, HostOptions, open_host
 from .identity import Peer, RegistryView
 from .reach import Reachability, ReachOptions, ReachState, open_reach
+from .reach_links import Link, ban, links
 from .scores import Fault
 from .session import Session
 from .stream import FramedStream, M
@@ -119,6 +120,18 @@ class Network:
     async def peers(self) -> tuple[Peer, ...]:
         """Connected peers."""
         return await self._bridge.call(_peers)
+
+    async def links(self) -> tuple[Link, ...]:
+        """Connected peers with their connections."""
+
+        async def look(life: Life) -> tuple[Link, ...]:
+            return links(life.host)
+
+        return await self._bridge.call(look)
+
+    async def ban(self, peer: str, seconds: float) -> None:
+        """Keep a peer out until the host restarts, at most so long; 0 lets it in again."""
+        self._bridge.post(lambda life: ban(life.host, peer, seconds))
 
     async def connect(self, peer: str, addresses: Sequence[str] = ()) -> Peer:
         """A connection to a peer. Raises NODE_LOST when no address answers as this peer."""
