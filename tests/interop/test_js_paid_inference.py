@@ -1,4 +1,4 @@
-"""A third party pays for a response: js-libp2p and docs/protocol.md on one side, our serving and journal on the other."""
+"""A third party pays for a response: js-libp2p and docs/protocol.md on one side, our serving on the other."""
 
 from __future__ import annotations
 
