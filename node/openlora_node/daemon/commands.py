@@ -15,6 +15,7 @@ from ..chainview import ChainParts
 from ..journal import Reader
 from ..journal.outbox import read_intents
 from ..network import reach_report
+from ..network.service import Network
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, format_artifact_id, format_bytes, parse_address, parse_artifact_id
 from . import logs
