@@ -1,4 +1,4 @@
-"""A whole world for serving in memory: a chain, artifacts, a scripted engine, a payer with keys, exchanges; a real journal.
+"""A world for serving, in memory: chain, artifacts, scripted engine, a payer with keys, exchanges; and a real journal.
 
 Everything is deterministic: an engine plays the script it is given and can be held at any token, a payer signs what a
 test tells it to sign.

@@ -180,6 +180,10 @@ class Journal:
         """One ledger, empty if there is none under this key."""
         return await self.transact(lambda tx: Books(tx).ledger(key))
 
+    async def receipt(self, request_digest: Digest) -> StoredReceipt | None:
+        """The receipt of a request, if it has one."""
+        return await self.transact(lambda tx: receipts.receipt_of(tx, request_digest))
+
     async def pipeline(self, pipeline: bytes) -> KnownPipeline | None:
         """The pipeline under an id, if a request was ever admitted for it."""
         return await self.transact(lambda tx: pipeline_of(tx, pipeline))

@@ -83,6 +83,8 @@ class Response:
         self.closed = False
         """The closing voucher came, or is no longer awaited."""
         self.covered_tokens = 0
+        self.rightful = False
+        """Its signer signs for its payer."""
         self.in_engine = False
         self.stop_reason: Stop | None = None
         self.size = 0
@@ -137,8 +139,8 @@ class Response:
         self.changed.fire()
 
     def fail(self, error: OpenLoraError) -> None:
-        """It ends without a receipt."""
-        if self.finished is None:
+        """It ends without a receipt; the first error counts."""
+        if self.finished is None and self.error is None:
             self.error = error
             self.changed.fire()
 

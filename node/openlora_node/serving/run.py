@@ -52,8 +52,9 @@ async def run(desk: Desk, response: Response, visitor: Visitor, recent: Recent) 
     try:
         await _live(desk, response, visitor, recent)
     except OpenLoraError as error:
-        desk.refused += 1
-        response.fail(error)
+        if not await _was_served(desk, response):
+            desk.refused += 1
+            response.fail(error)
     except Exception as error:  # noqa: BLE001 - whatever it is, the payer hears of it and nobody reads its text
         _log.error("request %s failed: %s", response.digest.hex()[:12], _where(error))
         desk.refused += 1
@@ -66,6 +67,7 @@ async def run(desk: Desk, response: Response, visitor: Visitor, recent: Recent) 
 
 async def _live(desk: Desk, response: Response, visitor: Visitor, recent: Recent) -> None:
     standing = await desk.facts.standing(visitor)
+    response.rightful = standing.may_sign
     if refusal := may_use(visitor, standing, desk.house, desk.clock()):
         raise refusal.error()
     body = parse_body(visitor.body, desk.options.max_body_bytes)
@@ -90,6 +92,19 @@ async def _live(desk: Desk, response: Response, visitor: Visitor, recent: Recent
                 await _close(desk, response, job.ledger)
         finally:
             desk.capacity.leave(visitor.payer, closes)
+
+
+async def _was_served(desk: Desk, response: Response) -> bool:
+    """Whether a request that was refused has its receipt: whatever it would cost now, it is never charged again."""
+    if not response.rightful or response.prompt_tokens is not None:
+        return False
+    try:
+        stored = await desk.journal.receipt(response.digest)
+    except OpenLoraError:
+        return False
+    if stored is not None:
+        response.gone(stored)
+    return stored is not None
 
 
 async def _admit(desk: Desk, response: Response, visitor: Visitor, body: Body, engine: EngineLike) -> _Job | None:
