@@ -21,6 +21,8 @@ from ..protocol.messages import ErrorReply, Message, StreamProtocol
 from .identity import Peer
 
 READ_SIZE = 1 << 16
+WRITE_SIZE = 65_000
+"""With Yamux's header and Noise's tag this fits one Noise message; a full Yamux frame would take a second, tiny one."""
 FRAME_TIMEOUT_S = 30.0
 """From a frame's first byte to its last."""
 CLOSE_TIMEOUT_S = 1.0
@@ -86,7 +88,8 @@ class FramedStream(Generic[M]):
     async def send_frames(self, frames: bytes) -> None:
         """Write encoded frames in one go."""
         try:
-            await self._stream.write(frames)
+            for start in range(0, len(frames), WRITE_SIZE):
+                await self._stream.write(frames[start : start + WRITE_SIZE])
         except BROKEN:
             raise _lost() from None
 
