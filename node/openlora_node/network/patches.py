@@ -38,6 +38,9 @@ EXPECTED: dict[str, tuple[type, str]] = {
     "Yamux._write_frame": (Yamux, "self,data"),
     "Yamux.start": (Yamux, "self"),
     "Yamux.close": (Yamux, "self,error_code"),
+    "YamuxStream._auto_tune_and_send_window_update": (YamuxStream, "self,bytes_read"),
+    "YamuxStream._apply_autotune_epoch": (YamuxStream, "self,buffered"),
+    "YamuxStream.send_window_update": (YamuxStream, "self,increment,skip_lock"),
     "SwarmConn.start": (SwarmConn, "self"),
     "SwarmConn._handle_muxed_stream": (SwarmConn, "self,muxed_stream"),
     "Swarm._handle_inbound_connection": (Swarm, "self,read_write_closer,maddr"),
@@ -51,7 +54,7 @@ CONSTANTS = (
 )
 SOURCES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (Yamux.__init__, ("_ping_event", "_ping_sent_time", "event_closed", "event_shutting_down", "stream_buffers")),
-    (YamuxStream.__init__, ("self.recv_window =", "self.conn =")),
+    (YamuxStream.__init__, ("self.recv_window =", "self.conn =", "self.target_recv_window =")),
     (Swarm.__init__, ("_negative_peer_cache", "retry_config")),
     (Yamux._measure_rtt_loop, ("RTT_MEASURE_INTERVAL", "_ping_event.wait")),
 )
@@ -89,6 +92,7 @@ def apply() -> None:
     _replace(SwarmConn, "start", _contained)
     _replace(SwarmConn, "_handle_muxed_stream", _contained)
     _replace(Swarm, "_handle_inbound_connection", _accept)
+    _replace(YamuxStream, "_auto_tune_and_send_window_update", _rare_window_updates)
     YamuxStream.recv_window = property(_get_window, _set_window)  # type: ignore[assignment]
 
 
@@ -125,6 +129,19 @@ def _contained(original: Callable[..., Any]) -> Callable[..., Any]:
             abort(muxer)
 
     return run
+
+
+def _rare_window_updates(_original: Callable[..., Any]) -> Callable[..., Any]:
+    """libp2p answers each read with a window update, a frame of its own for every message; half a window will do."""
+
+    async def _auto_tune_and_send_window_update(self: YamuxStream, *, bytes_read: int = 0) -> None:
+        buffered = len(self.conn.stream_buffers.get(self.stream_id, b""))
+        used = self.target_recv_window - self.recv_window - buffered
+        if used >= self.target_recv_window // 2:
+            self.recv_window += used
+            await self.send_window_update(used + self._apply_autotune_epoch(buffered))
+
+    return _auto_tune_and_send_window_update
 
 
 def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:

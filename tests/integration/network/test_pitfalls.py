@@ -19,7 +19,7 @@ from libp2p.host.exceptions import StreamFailure
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
-from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from multiaddr import Multiaddr
 
 from openlora_node.network import host as host_module
@@ -599,5 +599,33 @@ def test_pings_measure_the_round_trip() -> None:
             await until(lambda: a.rtt(b.id) is not None)
             assert 0 < (a.rtt(b.id) or 0) < 1
             assert QUICK.ping_interval == yamux_module.RTT_MEASURE_INTERVAL
+
+    run(test)
+
+
+def test_small_messages_are_not_answered_by_window_updates_and_large_ones_still_flow(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    updates = 0
+    send_window_update = YamuxStream.send_window_update
+
+    async def count(self: YamuxStream, increment: int, skip_lock: bool = False) -> None:
+        nonlocal updates
+        updates += 1
+        await send_window_update(self, increment, skip_lock)
+
+    monkeypatch.setattr(YamuxStream, "send_window_update", count)
+
+    async def test() -> None:
+        async with hosts(2) as (a, b):
+            b.serve(ADVERT, answer)
+            await connect(a, b)
+            stream = await a.open(b.id, ADVERT)
+            for _ in range(100):
+                await stream.ask(GetAdverts(), 5)
+            assert updates == 0  # libp2p sends one for each read
+            for _ in range(10):
+                await stream.ask(GetAdverts(known=tuple(bytes(40) for _ in range(10_000))), 10)
+            assert updates >= 4, "4 MB went through a window of 256 KiB"
 
     run(test)
