@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from ..protocol.crypto import SIGNATURE_LENGTH, Address
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, ProtocolError
-from ..protocol.ids import Digest
+from ..protocol.ids import Digest, format_address
 from ..protocol.pipeline import Pipeline
 from ..protocol.structs import CLOCK_SKEW_S, Request, Voucher, body_hash
 from .rates import Rates
@@ -162,6 +162,26 @@ def signer_of(claim: Claim, house: House) -> Address | Refusal:
         return Refusal.of(error)
 
 
+def not_signed(request: Signed[Request], house: House) -> Refusal:
+    """BAD_SIGNATURE; WRONG_CHAIN where the payer did sign, for a chain or contract that we know and do not serve."""
+    for domain in house.other_domains:
+        try:
+            signer = request.signer(domain)
+        except ProtocolError:
+            continue
+        if signer == request.value.payer:
+            return Refusal(
+                ErrorCode.WRONG_CHAIN,
+                f"this was signed for chain {domain.chain_id}: sign for chain {house.domain.chain_id} and contract"
+                f" {format_address(house.domain.verifying_contract)}",
+            )
+    return Refusal(
+        ErrorCode.BAD_SIGNATURE,
+        f"neither the payer nor a signer that it authorised signed this for chain {house.domain.chain_id} and contract"
+        f" {format_address(house.domain.verifying_contract)}",
+    )
+
+
 def _identify(parsed: _Parsed, world: _World, digest: Digest, rates: Rates, instant: float) -> Visitor | Refusal:
     domain = world.house.domain
     try:
@@ -169,6 +189,9 @@ def _identify(parsed: _Parsed, world: _World, digest: Digest, rates: Rates, inst
         if refusal := rates.signer(signer, instant):
             return refusal
         if parsed.opening is not None and parsed.opening.signer(domain) != signer:
+            elsewhere = not_signed(parsed.request, world.house)
+            if elsewhere.code is ErrorCode.WRONG_CHAIN:
+                return elsewhere
             return Refusal(ErrorCode.BAD_SIGNATURE, "the request's signer signs its opening voucher too")
     except ProtocolError as error:
         return Refusal.of(error)

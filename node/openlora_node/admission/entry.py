@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from ..protocol.errors import ErrorCode, ProtocolError
-from ..protocol.ids import format_address, format_artifact_id
+from ..protocol.ids import format_artifact_id
 from ..protocol.pricing import max_fee
 from . import vouchers
+from .checks import not_signed
 from .values import Admitted, House, Refusal, Visitor
 from .vouchers import LedgerState, OpenRun
 
@@ -54,7 +55,7 @@ class Purse:
 def may_use(visitor: Visitor, standing: Standing, house: House, now: int) -> Refusal | None:
     """The signer signs for the payer, the payer may use every artifact, and all terms are still honoured."""
     if not standing.may_sign:
-        return _not_signed(visitor, house)
+        return not_signed(visitor.request, house)
     for part in standing.parts:
         if not part.may_use:
             return Refusal(ErrorCode.ACCESS_DENIED, f"buy or ask for access to {format_artifact_id(part.artifact)}")
@@ -115,23 +116,3 @@ def tokens_per_choice(visitor: Visitor, purse: Purse) -> int | Refusal:
             f"prompt and max_tokens need {purse.prompt_tokens + bound} of {purse.max_context} tokens: ask for {left}",
         )
     return bound
-
-
-def _not_signed(visitor: Visitor, house: House) -> Refusal:
-    """BAD_SIGNATURE; WRONG_CHAIN where the payer did sign, for a chain or contract that we know and do not serve."""
-    for domain in house.other_domains:
-        try:
-            signer = visitor.request.signer(domain)
-        except ProtocolError:
-            continue
-        if signer == visitor.payer:
-            return Refusal(
-                ErrorCode.WRONG_CHAIN,
-                f"this was signed for chain {domain.chain_id}: sign for chain {house.domain.chain_id} and contract"
-                f" {format_address(house.domain.verifying_contract)}",
-            )
-    return Refusal(
-        ErrorCode.BAD_SIGNATURE,
-        f"neither the payer nor a signer that it authorised signed this for chain {house.domain.chain_id} and contract"
-        f" {format_address(house.domain.verifying_contract)}",
-    )

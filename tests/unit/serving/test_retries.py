@@ -13,12 +13,10 @@ from openlora_node.protocol.errors import ErrorCode
 from openlora_node.protocol.pricing import Tally
 from support.serving_world import OPTIONS, OWNER, World, receipt_of, refused
 
-PATIENT = replace(OPTIONS, pay_s=30, closing_s=30, orphan_s=30)
-
 
 @pytest.fixture
 async def world(tmp_path: Path):
-    async with World(tmp_path / "journal.sqlite", PATIENT) as made:
+    async with World(tmp_path / "journal.sqlite", OPTIONS) as made:
         yield made
 
 
@@ -87,12 +85,12 @@ async def test_later_only_the_receipt_is_left(world: World) -> None:
 
 
 async def test_after_a_restart_only_the_receipt_is_left(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         signed, body, opening = await signed_request(world)
         first = world.handle(world.infer(signed, body, opening))
         await first.until(messages.Done)
         await world.settle(first)
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         again = world.handle(world.infer(signed, body, opening))  # the quote is forgotten as well
         assert (await refused(again)).code is ErrorCode.RESULT_EXPIRED
         assert receipt_of(again) == receipt_of(first)
@@ -100,7 +98,7 @@ async def test_after_a_restart_only_the_receipt_is_left(tmp_path: Path) -> None:
 
 
 async def test_still_valid_but_out_of_memory_only_the_receipt_is_left(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", replace(PATIENT, recent_count=0)) as world:
+    async with World(tmp_path / "j.sqlite", replace(OPTIONS, recent_count=0)) as world:
         signed, body, opening = await signed_request(world)
         first = world.handle(world.infer(signed, body, opening))
         await first.until(messages.Done)
@@ -151,7 +149,7 @@ async def test_an_expired_request_that_was_never_served_stays_expired(world: Wor
 
 
 async def test_a_request_found_running_at_the_start_is_released_and_may_be_sent_again(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         signed, body, opening = await signed_request(world)
         world.engine.hold = 3
         world.handle(world.infer(signed, body, opening))
@@ -160,7 +158,7 @@ async def test_a_request_found_running_at_the_start_is_released_and_may_be_sent_
             task.cancel()
         await asyncio.gather(*world.serving._tasks, return_exceptions=True)
         assert (await world.ledger()).reserved == signed.value.max_fee
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         await world.serving.start()
         assert (await world.ledger()).reserved == 0
         fresh = (await world.quote()).value

@@ -30,12 +30,19 @@ from support.serving_world import (
     tokens,
 )
 
-PATIENT = replace(OPTIONS, pay_s=30, closing_s=30, orphan_s=30)
+SHORT = replace(OPTIONS, pay_s=0.05, closing_s=0.05, orphan_s=0.05)
 
 
 @pytest.fixture
 async def world(tmp_path: Path):
     async with World(tmp_path / "journal.sqlite") as made:
+        yield made
+
+
+@pytest.fixture
+async def hasty(tmp_path: Path):
+    """A world that waits for nobody for long."""
+    async with World(tmp_path / "journal.sqlite", SHORT) as made:
         yield made
 
 
@@ -147,7 +154,7 @@ async def test_an_engine_that_gives_more_than_was_signed_is_stopped_for_nothing(
 
 
 async def test_output_pauses_past_the_newest_voucher_until_it_is_paid_for(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", replace(PATIENT, unpaid_tokens=8)) as world:
+    async with World(tmp_path / "j.sqlite", replace(OPTIONS, unpaid_tokens=8)) as world:
         inbound = await world.ask(max_tokens=20)
         paused = await inbound.until(messages.Paused)
         prompt = inbound.of(messages.Accepted)[0].prompt_tokens
@@ -166,7 +173,7 @@ async def test_output_pauses_past_the_newest_voucher_until_it_is_paid_for(tmp_pa
 
 
 async def test_no_voucher_while_paused_ends_it_as_cancelled_with_what_was_sent(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", replace(OPTIONS, unpaid_tokens=8, pay_s=0.05, closing_s=0.05)) as world:
+    async with World(tmp_path / "j.sqlite", replace(SHORT, unpaid_tokens=8)) as world:
         inbound = await world.ask(max_tokens=20)
         await inbound.task
         receipt = receipt_of(inbound)
@@ -177,7 +184,7 @@ async def test_no_voucher_while_paused_ends_it_as_cancelled_with_what_was_sent(t
 
 
 async def test_parallel_responses_of_one_ledger_share_the_bound(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", replace(PATIENT, unpaid_tokens=8)) as world:
+    async with World(tmp_path / "j.sqlite", replace(OPTIONS, unpaid_tokens=8)) as world:
         body = world.body()
         prompt = world.prompt_of(body)
         opening = world.opening(world.due(Tally(), prompt, 0), prompt)
@@ -217,7 +224,8 @@ async def test_cancel_before_the_engine_has_it_costs_nothing(world: World) -> No
     assert await world.tally() == Tally()
 
 
-async def test_a_missing_closing_voucher_is_a_debt_that_shuts_the_door(world: World) -> None:
+async def test_a_missing_closing_voucher_is_a_debt_that_shuts_the_door(hasty: World) -> None:
+    world = hasty
     inbound = await world.ask()
     await inbound.until(messages.Done)
     await inbound.task
@@ -227,10 +235,11 @@ async def test_a_missing_closing_voucher_is_a_debt_that_shuts_the_door(world: Wo
     covers_prompt_only = ledger.newest_voucher.pack()
     error = await refused(await world.ask(voucher=covers_prompt_only))
     assert error.code is ErrorCode.VOUCHER_TOO_LOW
-    await world.paid()  # its opening voucher covers the debt
+    await world.ask()  # its opening voucher covers the debt
 
 
-async def test_a_debt_in_another_ledger_shuts_the_door_too(world: World) -> None:
+async def test_a_debt_in_another_ledger_shuts_the_door_too(hasty: World) -> None:
+    world = hasty
     inbound = await world.ask()
     await inbound.task
     world.payer.signs_with = Payer().key
@@ -243,7 +252,7 @@ async def test_a_debt_in_another_ledger_shuts_the_door_too(world: World) -> None
 
 
 async def test_a_payer_may_go_on_while_its_closing_voucher_is_awaited(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         body = world.body()
         prompt = world.prompt_of(body)
         first = await world.ask(body=body)
@@ -260,7 +269,7 @@ async def test_a_payer_may_go_on_while_its_closing_voucher_is_awaited(tmp_path: 
 
 
 async def test_too_many_at_once_are_busy_and_told_where_else_to_go(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", replace(PATIENT, in_flight_per_payer=1, queue=1)) as world:
+    async with World(tmp_path / "j.sqlite", replace(OPTIONS, in_flight_per_payer=1, queue=1)) as world:
         world.engine.hold = 0
         first = await world.ask()
         await world.engine.held.wait()
@@ -278,7 +287,7 @@ async def test_too_many_at_once_are_busy_and_told_where_else_to_go(tmp_path: Pat
 
 
 async def test_a_slow_reader_pauses_itself_alone(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", replace(PATIENT, lead_tokens=4)) as world:
+    async with World(tmp_path / "j.sqlite", replace(OPTIONS, lead_tokens=4)) as world:
         slow = await world.ask(max_tokens=20)
         slow.can_send.clear()
         other = Payer(OWNER)
@@ -301,7 +310,8 @@ async def test_a_reader_that_never_reads_is_given_up(tmp_path: Path) -> None:
         assert receipt_of(slow).status == ReceiptStatus.CANCELLED
 
 
-async def test_a_lost_payer_is_waited_for_then_the_response_ends_as_cancelled(world: World) -> None:
+async def test_a_lost_payer_is_waited_for_then_the_response_ends_as_cancelled(hasty: World) -> None:
+    world = hasty
     world.engine.hold = 3
     inbound = await world.ask()
     await world.engine.held.wait()
@@ -379,7 +389,7 @@ async def test_an_escrow_too_low_names_the_missing_wei(world: World) -> None:
 
 
 async def test_draining_refuses_new_requests_and_waits_for_those_under_way(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         world.engine.hold = 2
         inbound = await world.ask()
         await world.engine.held.wait()
@@ -420,7 +430,7 @@ async def test_an_authorised_signer_pays_for_its_payer(world: World) -> None:
 
 
 async def test_load_counts_what_waits_runs_and_closes(tmp_path: Path) -> None:
-    async with World(tmp_path / "j.sqlite", PATIENT) as world:
+    async with World(tmp_path / "j.sqlite", OPTIONS) as world:
         world.engine.hold = 1
         inbound = await world.ask()
         await world.engine.held.wait()
