@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 
 from openlora_chain.errors import ChainError
@@ -15,16 +16,20 @@ from openlora_chain.errors import ChainError
 from ..api.control import control_app
 from ..api.health import health_app
 from ..api.listeners import Listener, listen_tcp, listen_unix
+from ..api.meters import Meters
+from ..api.metrics import metrics_app
 from ..config.schema import Config
 from ..datadir import DataDir
 from ..network.bridge import BridgeState
 from ..network.hardware import Hardware, probe
+from ..network.service import Network
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.health import Level, ServiceHealth
 from ..protocol.structs import Reach
 from .adverts import Situation, own_state
 from .board import ESSENTIAL, Board, clock_health, disk_health, summary
 from .commands import commands
+from .figures import figures
 from .identity import registration
 from .keys import open_node_key
 from .notify import Notifier
@@ -38,6 +43,17 @@ SLOW_S = 60.0
 CALL_S = 10.0
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Seen:
+    """What was last seen of what has to be asked: the network, the clock, the newest advert of our own."""
+
+    peers: int | None = None
+    reach: Reach = Reach.UNKNOWN
+    announced_at: int = 0
+    block_time: int | None = None
+    skew_s: float | None = None
 
 
 class Node:
@@ -54,10 +70,11 @@ class Node:
         self._rooms: Rooms | None = None
         self._hurry = asyncio.Event()
         self._changed = asyncio.Event()
-        self._hardware = Hardware()
-        self._reach = ServiceHealth("reach", Level.INITIALIZING, "the network is not open yet")
+        self.hardware = Hardware()
+        self.seen = Seen()
+        self.meters = Meters()
+        self._reach = ServiceHealth("reach", Level.INITIALIZING, "not open yet")
         self._network = ServiceHealth("network", Level.INITIALIZING, "not open yet")
-        self._block_time: int | None = None
 
     @property
     def rooms(self) -> Rooms:
@@ -102,7 +119,7 @@ class Node:
         """Open the rooms and wait for a reason to stop, whichever comes first."""
         self.supervisor.start("adverts", self._advertise, restart=BackOff())
         opening = asyncio.create_task(
-            Opener(self.rooms, stack, self.supervisor, self._changed.set).open(), name="opening"
+            Opener(self.rooms, stack, self.supervisor, self.meters, self._changed.set).open(), name="opening"
         )
         waiting = asyncio.create_task(self.supervisor.wait(), name="waiting")
         self._notifier.ready(self.summary())
@@ -153,14 +170,19 @@ class Node:
             health = await listen_tcp(health_app(self.board.services, ESSENTIAL), api.health_listen)
             self.listeners["health"] = health
             stack.push_async_callback(health.close)
+        if api.metrics_listen is not None:
+            app = metrics_app(self.meters.registry, lambda: figures(self), public=api.metrics_public)
+            self.listeners["metrics"] = await listen_tcp(app, api.metrics_listen)
+            stack.push_async_callback(self.listeners["metrics"].close)
 
     async def _advertise(self) -> None:
         """Keep the advert and the cached healths true: at once when something changed, else every few seconds."""
         looked = -SLOW_S
         while True:
-            if time.monotonic() - looked >= SLOW_S:
+            unset = self.seen.block_time is None and self.rooms.chain is not None
+            if unset or time.monotonic() - looked >= SLOW_S:
                 looked = time.monotonic()
-                self._hardware = await asyncio.to_thread(probe)
+                self.hardware = await asyncio.to_thread(probe)
                 await self._tell_time()
             await self._look()
             self._say()
@@ -187,7 +209,7 @@ class Node:
             info=rooms.engine.info if rooms.engine else None,
             queue=load.queue if load else 0,
             tokens_per_second=load.tokens_per_second if load else 0.0,
-            hardware=self._hardware,
+            hardware=self.hardware,
         )
 
     async def _look(self) -> None:
@@ -200,13 +222,23 @@ class Node:
             return
         try:
             alone, reach = await network.is_degraded(), await network.reach()
+            peers, announced = len(await network.peers()), await self._announced_at(network)
         except OpenLoraError as error:
             self._network = ServiceHealth("network", Level.DOWN, error.message)
             return
         self._network = ServiceHealth("network", Level.UP)
         if alone:
             self._network = ServiceHealth("network", Level.DEGRADED, "no peer yet: the network keeps looking")
-        self._reach = _reach_health(None if reach is None else reach.reach)
+        found = Reach.UNKNOWN if reach is None else reach.reach
+        self.seen = replace(self.seen, peers=peers, reach=found, announced_at=announced)
+        self._reach = _reach_health(found)
+
+    async def _announced_at(self, network: Network) -> int:
+        """When the newest live advert of this node was signed; what was known before while there is none."""
+        rooms = self.rooms
+        adverts = await network.nodes(rooms.base.artifact) if rooms.base is not None else ()
+        own = [advert.value.issued_at for advert in adverts if advert.node == rooms.node]
+        return max(own, default=self.seen.announced_at)
 
     async def _tell_time(self) -> None:
         """The newest block's time, to hold this machine's clock against."""
@@ -215,7 +247,8 @@ class Node:
             return
         try:
             async with asyncio.timeout(CALL_S):
-                self._block_time = (await chain.rpc.head()).timestamp
+                head = await chain.rpc.head()
+            self.seen = replace(self.seen, block_time=head.timestamp, skew_s=time.time() - head.timestamp)
         except (ChainError, TimeoutError):
             logger.debug("the chain does not tell the time")
 
@@ -224,13 +257,13 @@ class Node:
         board = self.board
         board.add("registration", self._registration)
         board.add("chain", self._chain)
-        board.add("journal", lambda: _opened("journal", self.rooms.journal, self.rooms.waits_for))
+        board.add("journal", lambda: _opened("journal", self.rooms.journal))
         board.add("engine", self._engine)
         board.add("network", lambda: self._network)
         board.add("reach", lambda: self._reach)
         board.add("settlement", self._settlement)
         board.add("disk", lambda: disk_health(self.config.state_dir))
-        board.add("clock", lambda: clock_health(time.time(), self._block_time))
+        board.add("clock", lambda: clock_health(time.time(), self.seen.block_time))
 
     def _registration(self) -> ServiceHealth:
         rooms = self.rooms
@@ -240,29 +273,26 @@ class Node:
 
     def _chain(self) -> ServiceHealth:
         chain = self.rooms.chain
-        return chain.view.health() if chain else ServiceHealth("chain", Level.INITIALIZING, self.rooms.waits_for)
+        return chain.view.health() if chain else _opened("chain", None)
 
     def _engine(self) -> ServiceHealth:
         rooms = self.rooms
-        if rooms.engine is None:
-            return ServiceHealth("engine", Level.INITIALIZING, rooms.waits_for)
-        if rooms.serving is None:
-            return ServiceHealth("engine", Level.INITIALIZING, rooms.waits_for)
+        if rooms.engine is None or rooms.serving is None:
+            return _opened("engine", None, rooms.waits_for if rooms.engine else "")
         return rooms.engine.health()
 
     def _settlement(self) -> ServiceHealth:
         settlement = self.rooms.settlement
-        found = _opened("settlement", settlement, self.rooms.waits_for)
-        return settlement.health() if settlement else found
+        return settlement.health() if settlement else _opened("settlement", None)
 
 
-def _opened(name: str, room: object, waits_for: str) -> ServiceHealth:
+def _opened(name: str, room: object, waits_for: str = "") -> ServiceHealth:
     if room is None:
-        return ServiceHealth(name, Level.INITIALIZING, waits_for)
+        return ServiceHealth(name, Level.INITIALIZING, waits_for or "not open yet")
     return ServiceHealth(name, Level.UP)
 
 
-def _reach_health(reach: Reach | None) -> ServiceHealth:
+def _reach_health(reach: Reach) -> ServiceHealth:
     if reach is Reach.DIRECT:
         return ServiceHealth("reach", Level.UP)
     if reach is Reach.RELAYED:

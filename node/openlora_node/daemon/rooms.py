@@ -14,6 +14,7 @@ from openlora_chain.errors import ChainError
 from openlora_chain.outbox import Outbox
 from openlora_chain.wallet import Wallet
 
+from ..api.meters import Meters
 from ..artifacts import ArtifactStore
 from ..attribution import Epochs
 from ..chainview import ChainParts, open_chain
@@ -78,12 +79,13 @@ class Opener:
     """Opens the rooms onto one exit stack, so that they close in reverse, and starts each room's tasks."""
 
     def __init__(
-        self, rooms: Rooms, stack: AsyncExitStack, supervisor: Supervisor, changed: Callable[[], None]
+        self, rooms: Rooms, stack: AsyncExitStack, supervisor: Supervisor, meters: Meters, changed: Callable[[], None]
     ) -> None:
         """`changed` is called in the loop when something changed that others should hear of."""
         self._rooms = rooms
         self._stack = stack
         self._supervisor = supervisor
+        self._meters = meters
         self._changed = changed
 
     async def open(self) -> None:
@@ -178,7 +180,7 @@ class Opener:
         rooms.serving = await self._serving(base)
         sender = Sender(rooms.store, rooms.shelf.may_send, SenderOptions(upload_rate=config.artifacts.upload_rate))
         handlers: dict[str, SessionHandler] = {
-            INFER.id: partial(serve_session, handle=rooms.serving.handle),
+            INFER.id: partial(serve_session, handle=self._meters.watch(rooms.serving.handle)),
             VOUCHER.id: partial(serve_vouchers, accounts=rooms.serving),
             ARTIFACT.id: sender.serve,
         }
