@@ -292,6 +292,14 @@ class ArtifactRegistry(_Contract):
         """Seconds between commit and register."""
         return int((await self._read("MIN_COMMIT_AGE"))[0])
 
+    async def claimable(self, account: bytes) -> int:
+        """Wei of licences sold, and change of licences bought, that `claim` pays."""
+        return int((await self._read("claimable", account))[0])
+
+    def claim(self, account: bytes) -> Calldata:
+        """Pay an account what its licences brought."""
+        return self._write("claim", account)
+
     def commit(self, commitment: bytes) -> Calldata:
         """First step of a registration: nobody sees what."""
         return self._write("commit", commitment)
@@ -497,6 +505,15 @@ class Credits(_Contract):
     """Dataset pools credited by use."""
 
     name = "Credits"
+
+    async def active_root(self, node: bytes, dataset: bytes) -> bytes:
+        """The root of the credits in force, 32 zero bytes before the first."""
+        ((root, _total, _reach, _epoch),) = await self._read("activeOf", node, dataset)
+        return bytes(root)
+
+    async def paid_to(self, node: bytes, dataset: bytes, contributor: bytes) -> int:
+        """Wei of credits that a contributor was paid."""
+        return int((await self._read("paidTo", node, dataset, contributor))[0])
 
     def post(
         self, node: bytes, dataset: bytes, epoch: int, root: bytes, leaves: bytes, total: int, through: int

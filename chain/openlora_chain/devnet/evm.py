@@ -172,11 +172,11 @@ class EmbeddedChain:
         """Gas that is enough. Raises Reverted."""
         used = self._simulate(call, BLOCK_GAS_LIMIT, None)[1]
         limit = used
-        # Refunds and the 63/64 rule make a call need more than it uses.
+        # Refunds and the 63/64 rule make a call need more than it uses; after refunds even less than it costs to begin.
         while limit < BLOCK_GAS_LIMIT:
             try:
                 self._simulate(call, limit, None)
-            except Reverted:
+            except (Reverted, RefusedTransaction):
                 limit += limit // 8
             else:
                 return limit

@@ -39,6 +39,7 @@ class Noun:
 
 
 NOUNS = (
+    Noun("artifacts", "Publish, fetch and keep adapters, base models and datasets."),
     Noun("config", "Show, check and explain the configuration."),
     Noun("contracts", "Deploy the contracts and check a deployment."),
     Noun("db", "Check and back up the journal."),

@@ -9,6 +9,7 @@ import pytest
 
 from openlora_chain.deployment import load_deployment
 from openlora_chain.rpc import Rpc
+from support.chain_cli import ChainCli
 from support.chain_world import ChainWorld, running_devnet
 
 
@@ -23,3 +24,9 @@ async def world(devnet_at: tuple[str, Path]) -> AsyncIterator[ChainWorld]:
     url, file = devnet_at
     async with Rpc(url) as rpc:
         yield ChainWorld(rpc, load_deployment(file))
+
+
+@pytest.fixture
+def cli(devnet_at: tuple[str, Path], tmp_path: Path) -> ChainCli:
+    url, file = devnet_at
+    return ChainCli(tmp_path, url, file)
