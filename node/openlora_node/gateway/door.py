@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 
 from aiohttp import web
 from aiohttp.typedefs import Middleware
@@ -72,6 +74,26 @@ async def read_body(request: web.Request, most: int) -> bytes:
             return await request.read()
     except TimeoutError:
         raise OpenLoraError(ErrorCode.MALFORMED, "the body took too long to arrive: send it again") from None
+
+
+def write_text(path: Path, text: str) -> None:
+    """A small private file, replaced in one step. Raises STORAGE_FAILED."""
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        descriptor = os.open(partial, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(text)
+        partial.replace(path)
+    except OSError:
+        raise OpenLoraError(ErrorCode.STORAGE_FAILED, "the gateway's directory cannot be written") from None
+
+
+def read_text(path: Path) -> str | None:
+    """What such a file holds; None where there is none."""
+    try:
+        return path.read_text(encoding="ascii").strip() or None
+    except (OSError, UnicodeDecodeError):
+        return None
 
 
 class Full(asyncio.Protocol):

@@ -45,7 +45,7 @@ class Endpoint:
     ) -> None:
         self._payer = payer
         self._guard = guard
-        self._health = health
+        self.health = health
         self._max_body = max_body
         self._texts = texts
         self._in_flight = 0
@@ -191,7 +191,7 @@ class Endpoint:
 
     async def healthz(self, _: web.Request) -> web.Response:
         """GET /healthz: 200 while requests can be taken, also with something amiss; 503 while they cannot."""
-        services = await self._health()
+        services = await self.health()
         worst = max((_ORDER[service.level] for service in services), default=0)
         return _json(
             {

@@ -79,11 +79,14 @@ class Recovery:
         """Ask the node for our account and settle what is open. Raises NODE_LOST, NOT_FOUND, what the node says."""
         lock = self._running.setdefault(node, asyncio.Lock())
         async with lock:
-            conversation = await self._accounts.talk(node)
             try:
-                return await self._look(node, conversation)
+                conversation = await self._accounts.talk(node)
+                try:
+                    return await self._look(node, conversation)
+                finally:
+                    await conversation.close()
             finally:
-                await conversation.close()
+                self._running.pop(node, None)
 
     async def try_look(self, node: bytes) -> None:
         """The same, where failing is no news."""

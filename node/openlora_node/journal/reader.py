@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
-from typing import Self
+from typing import Self, TypeVar
 
 from ..protocol.crypto import Address
 from ..protocol.eip712 import Signed
@@ -26,6 +26,8 @@ from .schema import bundled, check_version
 from .values import Binding, Ledger, LedgerKey, RequestState, StoredReceipt
 
 MAX_VIOLATIONS = 20
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -182,6 +184,11 @@ class Reader:
             compute -= found[-1].receipt.value.compute
             royalties -= found[-1].receipt.value.royalties
         return found
+
+    def read(self, operation: Callable[[Transaction], T]) -> T:
+        """Run a reading operation of this package on one state."""
+        with self._snapshot():
+            return operation(self._view)
 
     def violations(self, deep: bool = False) -> list[str]:
         """The first `MAX_VIOLATIONS` things that are wrong, each as what and where."""
