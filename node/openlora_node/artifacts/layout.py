@@ -195,10 +195,13 @@ def read_exactly(descriptor: int, length: int, offset: int) -> bytes:
 
 
 @contextmanager
-def open_regular(path: Path | str, flags: int, *, folder: int | None = None) -> Iterator[int]:
-    """A descriptor of a regular file: no link is followed, no FIFO or device waited for. Raises OSError."""
+def open_regular(
+    path: Path | str, flags: int, *, folder: int | None = None, follow_links: bool = False
+) -> Iterator[int]:
+    """A descriptor of a regular file: no link is followed unless allowed, no FIFO waited for. Raises OSError."""
     # O_NONBLOCK: opening a FIFO must not wait for a writer; it changes nothing for regular files.
-    descriptor = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
+    links = 0 if follow_links else os.O_NOFOLLOW
+    descriptor = os.open(path, flags | links | os.O_NONBLOCK | os.O_CLOEXEC, 0o600, dir_fd=folder)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file")

@@ -60,10 +60,11 @@ class _File:
 class Package:
     """A source that is open and was looked through, not read yet. Methods block. Close it, or use it with `with`."""
 
-    def __init__(self, source: Path, kind: Kind, about: About) -> None:
-        """Raises NOT_FOUND, BAD_MANIFEST for links and missing files, STORAGE_FAILED."""
+    def __init__(self, source: Path, kind: Kind, about: About, *, follow_links: bool = False) -> None:
+        """`follow_links`: take what a link of the folder points to. Raises NOT_FOUND, BAD_MANIFEST, STORAGE_FAILED."""
         self.kind = kind
         self._about = about
+        self._follow_links = follow_links
         self._opened = ExitStack()
         self._files: list[_File] = []
         self._left_out: list[str] = []
@@ -148,7 +149,7 @@ class Package:
                 elif inner == SHARES or name.startswith(".") or not is_wanted(self.kind, inner):
                     self._left_out.append(inner)
                 else:
-                    self._take(inner, _opener(top, inner))
+                    self._take(inner, _opener(top, inner, self._follow_links))
         if self.kind is Kind.ADAPTER and ADAPTER_CONFIG in self._left_out:
             raise _refuse(f"{ADAPTER_CONFIG} is not a regular file")
 
@@ -228,7 +229,7 @@ class _Lines:
             raise _refuse(f"{self._path}: line {self._number} is not a JSON object")
 
 
-def _opener(top: int, path: str) -> Opener:
+def _opener(top: int, path: str, follow_links: bool) -> Opener:
     """Opens a file component by component, so that no folder swapped for a link leads elsewhere."""
 
     def open_file() -> AbstractContextManager[int]:
@@ -239,7 +240,7 @@ def _opener(top: int, path: str) -> Opener:
             for parent in parents:
                 folder = os.open(parent, _FOLDER | os.O_NOFOLLOW, dir_fd=folder)
                 stack.callback(os.close, folder)
-            descriptor = stack.enter_context(open_regular(name, os.O_RDONLY, folder=folder))
+            descriptor = stack.enter_context(open_regular(name, os.O_RDONLY, folder=folder, follow_links=follow_links))
         except BaseException:
             stack.close()
             raise

@@ -227,21 +227,26 @@ class ArtifactStore:
         about: About | None = None,
         *,
         pin: bool = False,
+        follow_links: bool = False,
         progress: Progress | None = None,
     ) -> tuple[bytes, Packed]:
         """As `add_folder`, with the manifest and what of the folder was left out."""
         stop = Event()
-        told = _stoppable(progress, stop)
-        return await self._work(lambda: self._import(path, Kind(kind), about or About(), pin, told), stop=stop)
+
+        def work() -> tuple[bytes, Packed]:
+            with Package(path, Kind(kind), about or About(), follow_links=follow_links) as package:
+                return self._import(package, pin, _stoppable(progress, stop))
+
+        return await self._work(work, stop=stop)
 
     async def describe(
         self, path: Path, kind: Kind | str, about: About | None = None, *, progress: Progress | None = None
     ) -> Packed:
-        """The manifest that a folder would get, without copying it. Raises as `add_folder`."""
+        """The manifest that a folder would get. Nothing is copied, and links are followed. Raises as `add_folder`."""
         stop = Event()
 
         def work() -> Packed:
-            with Package(path, Kind(kind), about or About()) as package:
+            with Package(path, Kind(kind), about or About(), follow_links=True) as package:
                 return package.read(None, _stoppable(progress, stop))
 
         return await self._work(work, stop=stop)
@@ -366,26 +371,25 @@ class ArtifactStore:
                     undo(done.result())
             raise
 
-    def _import(self, path: Path, kind: Kind, about: About, pin: bool, progress: Progress) -> tuple[bytes, Packed]:
-        with Package(path, kind, about) as package, storage_errors():
-            folder = self._layout.fresh(self._layout.incoming)
-            with self._space.room_for(package.size + 4096 * (package.files + 4)):
-                folder.mkdir(mode=0o700)
-                lock = lock_folder(folder)
-                try:
-                    packed = package.read(folder, progress)
-                    check_weights(folder, packed.manifest)
-                    data = packed.manifest.encode()
-                    write_new(folder / MANIFEST, data)
-                    write_new(folder / CHUNKS, packed.chunks)
-                    artifact = artifact_id(data)
-                    if pin:
-                        self.pin(artifact)
-                    self._place(folder, artifact)
-                finally:
-                    self._layout.discard(folder)
-                    if lock is not None:
-                        os.close(lock)
+    def _import(self, package: Package, pin: bool, progress: Progress) -> tuple[bytes, Packed]:
+        folder = self._layout.fresh(self._layout.incoming)
+        with storage_errors(), self._space.room_for(package.size + 4096 * (package.files + 4)):
+            folder.mkdir(mode=0o700)
+            lock = lock_folder(folder)
+            try:
+                packed = package.read(folder, progress)
+                check_weights(folder, packed.manifest)
+                data = packed.manifest.encode()
+                write_new(folder / MANIFEST, data)
+                write_new(folder / CHUNKS, packed.chunks)
+                artifact = artifact_id(data)
+                if pin:
+                    self.pin(artifact)
+                self._place(folder, artifact)
+            finally:
+                self._layout.discard(folder)
+                if lock is not None:
+                    os.close(lock)
         return artifact, packed
 
     def _begin(self, manifest: AnyManifest, data: bytes, progress: Progress) -> Partial:

@@ -1,4 +1,4 @@
-"""Who may have an artifact, the likeliest first; and an artifact on demand for whoever serves requests.
+"""Who may have an artifact, the likeliest first.
 
 Adverts carry a filter of a node's adapters: what it says no to is not asked for. Bases and datasets stand in no filter,
 so connected peers are asked as well; the fetch itself finds out who really has what.
@@ -10,15 +10,13 @@ import asyncio
 import random
 from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from pathlib import Path
 from typing import Protocol
 
-from ..artifacts import ArtifactStore, Progress
 from ..protocol.errors import OpenLoraError
 from .adverts import Advert
 from .filters import AdapterFilter
 from .identity import Peer
-from .transfer import Fetcher, Sources
+from .transfer import Sources
 
 ASKED_AT_ONCE = 8
 NODE_S = 5.0
@@ -104,20 +102,3 @@ def of_peers(peers: Sequence[str], then: Sources | None = None) -> Sources:
                     yield peer
 
     return sources
-
-
-class Supply:
-    """Artifacts on demand: from the store, else from the network. `limit`: most bytes of one artifact."""
-
-    def __init__(self, store: ArtifactStore, fetcher: Fetcher, sources: Sources, *, limit: int) -> None:
-        self._store = store
-        self._fetcher = fetcher
-        self._sources = sources
-        self._limit = limit
-
-    async def ensure(self, artifact: bytes, *, progress: Progress | None = None) -> Path:
-        """The folder of an artifact, fetched if it is not here. Raises as `Fetcher.fetch`."""
-        folder = self._store.folder(artifact)
-        if folder is not None:
-            return folder
-        return await self._fetcher.fetch(artifact, self._sources, progress=progress, limit=self._limit)
