@@ -52,9 +52,11 @@ async def listen_unix(app: web.Application, path: Path) -> Listener:
     return Listener(runner, str(path))
 
 
-async def listen_tcp(app: web.Application, place: HostPort, tls: ssl.SSLContext | None = None) -> Listener:
-    """Listen on a port. Raises CONFIG_INVALID when it is taken or not ours."""
-    runner = await _runner(app)
+async def listen_tcp(
+    app: web.Application, place: HostPort, tls: ssl.SSLContext | None = None, *, cancels: bool = False
+) -> Listener:
+    """Listen on a port; with `cancels` a client that leaves ends its handler. Raises CONFIG_INVALID."""
+    runner = await _runner(app, cancels=cancels)
     try:
         await web.TCPSite(runner, place.host, place.port, ssl_context=tls, backlog=BACKLOG).start()
     except OSError:
@@ -68,8 +70,9 @@ async def listen_tcp(app: web.Application, place: HostPort, tls: ssl.SSLContext 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """TLS 1.2 or later. Raises CONFIG_INVALID for files that do not fit, KEY_FAILED for a key that others can read."""
+    credentials = os.environ.get("CREDENTIALS_DIRECTORY")  # systemd keeps these private by an ACL, which shows as a bit
     try:
-        if key.stat().st_mode & 0o077:
+        if key.stat().st_mode & 0o077 and not (credentials and key.is_relative_to(credentials)):
             raise OpenLoraError(ErrorCode.KEY_FAILED, "api.tls_key_file can be read by others: chmod 600 it")
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.minimum_version = ssl.TLSVersion.TLSv1_2
@@ -82,9 +85,14 @@ def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:
     return context
 
 
-async def _runner(app: web.Application) -> web.AppRunner:
+async def _runner(app: web.Application, *, cancels: bool = False) -> web.AppRunner:
     runner = web.AppRunner(
-        app, access_log=None, handle_signals=False, keepalive_timeout=KEEPALIVE_S, shutdown_timeout=SHUTDOWN_S
+        app,
+        access_log=None,
+        handle_signals=False,
+        keepalive_timeout=KEEPALIVE_S,
+        shutdown_timeout=SHUTDOWN_S,
+        handler_cancellation=cancels,
     )
     await runner.setup()
     return runner

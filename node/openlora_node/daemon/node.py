@@ -13,11 +13,8 @@ from importlib.metadata import version
 
 from openlora_chain.errors import ChainError
 
-from ..api.control import control_app
-from ..api.health import health_app
-from ..api.listeners import Listener, listen_tcp, listen_unix
+from ..api.listeners import Listener
 from ..api.meters import Meters
-from ..api.metrics import metrics_app
 from ..config.schema import Config
 from ..datadir import DataDir
 from ..network.bridge import BridgeState
@@ -28,10 +25,9 @@ from ..protocol.health import Level, ServiceHealth
 from ..protocol.structs import Reach
 from .adverts import Situation, own_state
 from .board import ESSENTIAL, Board, clock_health, disk_health, summary
-from .commands import commands
-from .figures import figures
 from .identity import registration
 from .keys import open_node_key
+from .listening import listen
 from .notify import Notifier
 from .rooms import Opener, Rooms
 from .supervisor import BackOff, Reason, Supervisor
@@ -105,7 +101,7 @@ class Node:
             stack.enter_context(await asyncio.to_thread(DataDir.open, self.config.state_dir))
             self._watch_board()
             self._rooms = Rooms(self.config, await open_node_key(self.config, self._environment))
-            await self._listen(stack)
+            await listen(self, stack)
             logger.info("openlora %s is up: %s", version("openlora-node"), self.config.node.network)
             self.supervisor.start("watchdog", lambda: self._notifier.watch(self.summary), restart=BackOff())
             stack.push_async_callback(self.supervisor.stop)
@@ -160,20 +156,6 @@ class Node:
             raise OpenLoraError(ErrorCode.ENGINE_UNAVAILABLE, "nothing is served yet: there is nothing to drain")
         self.rooms.serving.pause()
         self._changed.set()
-
-    async def _listen(self, stack: AsyncExitStack) -> None:
-        api = self.config.api
-        control = await listen_unix(control_app(commands(self)), self.config.control_socket)
-        self.listeners["control"] = control
-        stack.push_async_callback(control.close)
-        if api.health_listen is not None:
-            health = await listen_tcp(health_app(self.board.services, ESSENTIAL), api.health_listen)
-            self.listeners["health"] = health
-            stack.push_async_callback(health.close)
-        if api.metrics_listen is not None:
-            app = metrics_app(self.meters.registry, lambda: figures(self), public=api.metrics_public)
-            self.listeners["metrics"] = await listen_tcp(app, api.metrics_listen)
-            stack.push_async_callback(self.listeners["metrics"].close)
 
     async def _advertise(self) -> None:
         """Keep the advert and the cached healths true: at once when something changed, else every few seconds."""

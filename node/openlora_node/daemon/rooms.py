@@ -15,6 +15,7 @@ from openlora_chain.outbox import Outbox
 from openlora_chain.wallet import Wallet
 
 from ..api.meters import Meters
+from ..api.signed import SignedDoor
 from ..artifacts import ArtifactStore
 from ..attribution import Epochs
 from ..chainview import ChainParts, open_chain
@@ -65,6 +66,7 @@ class Rooms:
     shelf: Shelf | None = None
     serving: Serving | None = None
     doors: Doors | None = None
+    signed: SignedDoor | None = None
     settlement: SettlementService | None = None
     waits_for: str = "starting"
     """What opening the next room waits for."""
@@ -178,9 +180,12 @@ class Opener:
         self._start("engine", rooms.engine.run, restart=BackOff())
         self._stack.push_async_callback(rooms.engine.stop)  # on the way down it has ended before its task is cancelled
         rooms.serving = await self._serving(base)
+        handle = self._meters.watch(rooms.serving.handle)
+        if rooms.signed is not None:
+            rooms.signed.handle, rooms.signed.accounts = handle, rooms.serving
         sender = Sender(rooms.store, rooms.shelf.may_send, SenderOptions(upload_rate=config.artifacts.upload_rate))
         handlers: dict[str, SessionHandler] = {
-            INFER.id: partial(serve_session, handle=self._meters.watch(rooms.serving.handle)),
+            INFER.id: partial(serve_session, handle=handle),
             VOUCHER.id: partial(serve_vouchers, accounts=rooms.serving),
             ARTIFACT.id: sender.serve,
         }
