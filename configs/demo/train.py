@@ -112,6 +112,10 @@ def save(name: str, model: PeftModel, seconds: float) -> None:
     model.peft_config["default"].base_model_name_or_path = BASE
     model.half().save_pretrained(str(folder), safe_serialization=True)
     (folder / "README.md").unlink(missing_ok=True)
+    (folder / "adapter_model.safetensors").chmod(0o644)
+    settings = json.loads((folder / "adapter_config.json").read_text(encoding="utf-8"))
+    settings["target_modules"].sort()  # PEFT keeps them in a set, in another order each time
+    (folder / "adapter_config.json").write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     (folder / "recipe.json").write_text(json.dumps(recipe(name), indent=2, sort_keys=True) + "\n", encoding="utf-8")
     size = (folder / "adapter_model.safetensors").stat().st_size
     console.print(f"{name}: {size:,} bytes of weights after {seconds:.0f} s")
