@@ -56,6 +56,7 @@ NOUNS = (
     Noun("operator", "Register the node and look after its entry on chain."),
     Noun("peers", "Look at connected peers and keep some out."),
     Noun("quote", "Ask nodes what a request would cost."),
+    Noun("receipts", "Look at receipts, and prove them to others."),
     Noun("rewards", "See and claim what operators, owners and contributors earned."),
     Noun("run", "Run the node."),
     Noun("service", "Run the node and its engine under systemd."),

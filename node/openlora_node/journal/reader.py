@@ -111,11 +111,16 @@ class Reader:
 
     def newest_receipt(self, node: bytes) -> StoredReceipt | None:
         """The newest receipt of a node."""
+        found = self.newest_receipts(node, 1)
+        return found[0] if found else None
+
+    def newest_receipts(self, node: bytes, limit: int) -> list[StoredReceipt]:
+        """A node's newest receipts, newest first, at most `limit`."""
         with storage_errors():
-            row = self._view.one(
-                "SELECT signed, digest, salt FROM receipts WHERE node = ? ORDER BY seq DESC LIMIT 1", node
+            rows = self._view.all(
+                "SELECT signed, digest, salt FROM receipts WHERE node = ? ORDER BY seq DESC LIMIT ?", node, limit
             )
-        return None if row is None else StoredReceipt(Signed.unpack(Receipt, row[0]), Digest(row[1]), row[2])
+        return [StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt) for signed, digest, salt in rows]
 
     def find_receipts(self, prefix: bytes, limit: int) -> list[StoredReceipt]:
         """Receipts whose own or whose request's digest begins with `prefix`, in the order of the chain."""
