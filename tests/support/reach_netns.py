@@ -56,11 +56,11 @@ class Internet:
         run("ip", "-n", space, "route", "add", "default", "via", f"{NET}.254")
         return space
 
-    def home(self, name: str, host: int, lan: int, *, forward: int = 0, rejects: bool = False) -> str:
+    def home(self, name: str, host: int, lan: int, *, forward: int = 0, symmetric: bool = False) -> str:
         """A namespace 192.168.<lan>.2 behind a router with public address 45.10.0.<host>.
 
-        `forward`: a TCP port that the router hands on to it; `rejects`: the router answers strangers with a reset,
-        instead of silence.
+        `forward`: a TCP port that the router hands on to it; `symmetric`: the router gives every connection another
+        port, so that nobody can guess it.
         """
         router = self.public(f"{name}r", host)
         space = self.space(name)
@@ -70,7 +70,7 @@ class Internet:
         run("ip", "-n", space, "route", "add", "default", "via", f"192.168.{lan}.1")
         run("ip", "netns", "exec", router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         dnat = f"iifname wan tcp dport {forward} dnat to 192.168.{lan}.2" if forward else ""
-        strangers = "reject with tcp reset" if rejects else "drop"
+        masquerade = "masquerade fully-random" if symmetric else "masquerade"
         rules = f"""
             table ip home {{
               chain inwards {{
@@ -79,12 +79,12 @@ class Internet:
               }}
               chain outwards {{
                 type nat hook postrouting priority srcnat
-                oifname wan masquerade
+                oifname wan {masquerade}
               }}
               chain door {{
                 type filter hook input priority filter; policy accept;
                 ct state established,related accept
-                iifname wan meta l4proto tcp {strangers}
+                iifname wan meta l4proto tcp drop
               }}
               chain through {{
                 type filter hook forward priority filter; policy drop;

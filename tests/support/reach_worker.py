@@ -29,7 +29,8 @@ from openlora_node.protocol.messages import INFER, Cancel, Tokens
 from support.network_adverts import DOMAIN
 from support.network_peers import Registry, fresh_secret
 
-ANSWER_S = 60.0
+ANSWER_S = 100.0
+"""The first answer waits for the process to import everything."""
 CLONE_NEWNET = 0x40000000
 
 
@@ -92,14 +93,14 @@ class Worker:
         assert state is not None
         return {**asdict(state), "reach": state.reach.name.lower()}
 
-    async def until(self, name: str, within: float = 40.0, **wanted: Any) -> dict[str, Any]:
-        """Wait for a state; lists are waited for by their length. How long it took stands in `seconds`."""
+    async def until(self, name: str, within: float = 40.0, holds: str = "", **wanted: Any) -> dict[str, Any]:
+        """Wait for a state, for lists by their length; `holds` is a relay. `seconds` says how long it took."""
         began = time.monotonic()
         async with asyncio.timeout(within):
             while True:
                 state = await self.state(name)
                 values = {key: len(v) if isinstance(v := state[key], list | tuple) else v for key in wanted}
-                if values == wanted:
+                if values == wanted and holds in ("", *state["relays"]):
                     return {**state, "seconds": round(time.monotonic() - began, 2)}
                 await asyncio.sleep(0.05)
 

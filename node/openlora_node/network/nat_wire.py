@@ -1,7 +1,6 @@
 """The messages of AutoNAT, circuit relay and DCUtR: protobuf behind a varint length, bounded before it is read.
 
-libp2p's generated classes are used. Two enums whose zero it leaves out are written explicitly, because other
-implementations take a missing status for no answer.
+The classes are those that libp2p generated from the specifications.
 """
 
 from __future__ import annotations
@@ -28,9 +27,9 @@ MAX_ADDRESSES = 16
 P = TypeVar("P", bound=Protobuf)
 
 
-async def send_message(stream: INetStream, message: Protobuf | bytes) -> None:
+async def send_message(stream: INetStream, message: Protobuf) -> None:
     """Write one message. Raises NODE_LOST when it cannot leave."""
-    body = message if isinstance(message, bytes) else message.SerializeToString()
+    body = message.SerializeToString()
     try:
         await stream.write(encode_varint(len(body)) + body)
     except BROKEN:
@@ -61,21 +60,23 @@ async def receive_message(stream: INetStream, kind: type[P], timeout_s: float = 
     return message
 
 
-def dial_request(peer: bytes, addresses: tuple[str, ...]) -> bytes:
+def dial_request(peer: bytes, addresses: tuple[str, ...]) -> AutoNat:
     """AutoNAT: please dial these. `peer` is the asker's own peer id, `addresses` go without it."""
-    message = AutoNat()
+    message = AutoNat(type=AutoNat.DIAL)
     message.dial.peer.id = peer
     message.dial.peer.addrs.extend(pack_addresses(addresses))
-    return b"\x08\x00" + message.SerializeToString()  # type DIAL is 0
+    return message
 
 
-def dial_response(status: AutoNat.ResponseStatus.ValueType, address: str = "", text: str = "") -> bytes:
+def dial_response(status: AutoNat.ResponseStatus.ValueType, address: str = "", text: str = "") -> AutoNat:
     """AutoNAT: what came of it."""
-    body = AutoNat.DialResponse(status=status, statusText=text)
+    message = AutoNat(type=AutoNat.DIAL_RESPONSE)
+    message.dialResponse.status = status  # set, so written even where it is zero: others read a missing one as none
+    if text:
+        message.dialResponse.statusText = text
     if address:
-        body.addr = Multiaddr(address).to_bytes()
-    packed = (b"\x08\x00" if status == AutoNat.OK else b"") + body.SerializeToString()
-    return b"\x08\x01\x1a" + encode_varint(len(packed)) + packed
+        message.dialResponse.addr = Multiaddr(address).to_bytes()
+    return message
 
 
 def pack_addresses(addresses: tuple[str, ...]) -> list[bytes]:
