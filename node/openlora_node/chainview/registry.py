@@ -97,7 +97,12 @@ class Registry:
         if after is None:
             self.doubtful.add(node)
             return None
-        return self.put(node, after, at)
+        # What made it doubtful before is not settled by what came after.
+        doubtful = node in self.doubtful
+        changed = self.put(node, after, at)
+        if doubtful:
+            self.doubtful.add(node)
+        return changed
 
     def undo(self, event: Event) -> None:
         """An event's block is gone: what its node is now is to be read."""
