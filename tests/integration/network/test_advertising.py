@@ -9,6 +9,7 @@ from dataclasses import replace
 
 import pytest
 import trio
+from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
 from openlora_node.network import advertising as advertising_module
@@ -271,7 +272,7 @@ def test_forged_adverts_by_gossip_cost_the_forwarder_and_travel_no_further() -> 
     run(test)
 
 
-def test_a_validator_that_raises_ends_nothing() -> None:
+def test_a_validator_that_raises_ends_nothing_and_counts_as_no() -> None:
     async def test() -> None:
         registry = Registry()
         async with nodes(2, registry) as (a, b):
@@ -298,6 +299,14 @@ def test_a_validator_that_raises_ends_nothing() -> None:
 
             with trio.fail_after(10):
                 await repeat()
+            assert not b.advertising._gossip._validate(ID.from_base58(a.host.id), rpc_pb2.Message(data=b"x")), (
+                "what cannot be judged is not handed on; contained tasks alone would not say so"
+            )
+            heard = len(raised)
+            with trio.fail_after(10):
+                while len(raised) < heard + 2:
+                    await a.advertising.publish()
+                    await trio.sleep(0.2)
             assert await a.advertising.fetch(b.host.id) >= 0
             assert b.host.is_connected(a.host.id)
 

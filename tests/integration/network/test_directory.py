@@ -126,9 +126,20 @@ def test_a_nodes_record_is_found_fresh_and_only_its_own_counts() -> None:
             await a.directory.publish(new)
             again = await c.directory.record(node)
             assert again is not None
-            assert again.value.seq == 2, "the record that c was given before is not the answer"
+            assert again.value.seq == 2
             with pytest.raises(ProtocolError):
                 await a.directory.publish(old)
+            held = c.directory._table.value_store
+            held.put(record_key(node).encode(), old.packed)  # what c heard last, before the node wrote again
+            fresh = await c.directory.record(node)
+            assert fresh is not None
+            assert fresh.value.seq == 2, "others are asked, whatever is held here"
+            for other in (a, b):
+                other.directory._table.value_store.put(record_key(node).encode(), old.packed)
+            held.put(record_key(node).encode(), new.packed)
+            newest = await c.directory.record(node)
+            assert newest is not None
+            assert newest.value.seq == 2, "others' older word does not replace what is held here"
             registry.nodes.clear()
             assert await c.directory.record(node) is None
 

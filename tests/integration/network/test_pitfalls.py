@@ -104,6 +104,23 @@ def test_an_early_end_of_stream_ends_nothing_else() -> None:
     run(test)
 
 
+def test_a_stream_that_ends_inside_a_frame_is_told_from_one_that_ends_between_two() -> None:
+    async def test() -> None:
+        async with hosts(2) as (a, b):
+            b.serve(ADVERT, answer)
+            await connect(a, b)
+            for data, points in ((b"", 0.0), (b"\x64\x01\x02", Fault.MALFORMED.value)):
+                stream = await raw(a, b, ADVERT.id)
+                if data:
+                    await stream.write(data)
+                await stream.close()
+                await works(a, b)
+                await until(lambda points=points: b.scores.points(a.id, trio.current_time()) > points - 1)
+                assert b.scores.points(a.id, trio.current_time()) <= points
+
+    run(test)
+
+
 def test_an_error_in_the_muxer_ends_its_connection_and_not_the_host(monkeypatch: pytest.MonkeyPatch) -> None:
     async def test() -> None:
         async with hosts(3) as (a, b, c):
