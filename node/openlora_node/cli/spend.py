@@ -19,6 +19,11 @@ COLUMNS = ("at", "state", "model", "node", "wei", "compute", "royalties", "promp
 MAX_ROWS = 10_000
 
 
+@app.callback()
+def spend() -> None:
+    """See what the gateway spent."""
+
+
 @app.command()
 def show(
     days: Annotated[int, typer.Option("--days", min=1, max=3_650, help="How far back.")] = 30,
