@@ -74,6 +74,9 @@ class EngineProcess:
         self._ready = asyncio.Event()
         self._stopping = asyncio.Event()
         self._health = ServiceHealth("engine", Level.INITIALIZING, "not started yet", int(clock()))
+        self._served_since: float | None = None
+        self._fault = ""
+        """Why this life was ended by us."""
         self.starts = 0
         """How often the engine was started."""
 
@@ -112,7 +115,8 @@ class EngineProcess:
                 if is_hopeless(code):
                     raise self._given_up(code)
                 backoff = backoff.after(served_s)
-                reason = f"the engine {_ended(code)} after {self._monotonic() - began:.0f} s: {self._last_words()}"
+                seconds = self._monotonic() - began
+                reason = f"the engine {self._fault or _ended(code)} after {seconds:.0f} s: {self._last_words()}"
                 logger.error("%s; it starts again in %.0f s", reason, backoff.wait_s)
                 self._set(Level.DOWN, f"{reason}; it starts again in {backoff.wait_s:.0f} s")
                 with suppress(TimeoutError):
@@ -132,6 +136,7 @@ class EngineProcess:
     async def _life(self) -> tuple[int, float]:
         """From a start to the end of the process. Gives its exit code and the seconds it served."""
         self._lines.clear()
+        self._fault = ""
         self._marked.clear()
         self._ready.clear()
         self._set(Level.INITIALIZING, "the engine starts")
@@ -156,7 +161,7 @@ class EngineProcess:
     async def _start(self) -> asyncio.subprocess.Process:
         """Start it tied to this process, in a session of its own: a terminal's Ctrl-C is for the daemon to judge."""
         tether = Path(__file__).with_name("tether.py")
-        self._served_since: float | None = None
+        self._served_since = None
         self._process = await asyncio.create_subprocess_exec(
             *(sys.executable, "-I", "-S", str(tether), str(os.getpid()), *self._command),
             stdin=asyncio.subprocess.DEVNULL,
@@ -204,8 +209,8 @@ class EngineProcess:
                     await asyncio.wait_for(self._marked.wait(), LOOK_S)
             report = await self._report()
             now = self._monotonic()
-            if report.state is not EngineState.UNREACHABLE:
-                answered = now
+            if report.state is not EngineState.UNREACHABLE or self._served_since is None:
+                answered = now  # until it serves only `start_s` bounds its silence
             if report.state is EngineState.OK:
                 self._serves(now)
             elif report.state is EngineState.FAILED:
@@ -226,7 +231,7 @@ class EngineProcess:
     def _end(self, problem: str) -> None:
         """Kill what does no good; `_life` sees it end."""
         logger.error("the engine %s: it is killed", problem)
-        self._lines.append(f"killed: it {problem}")
+        self._fault = problem
         self._signal(signal.SIGKILL)
 
     async def _end_in_time(self, process: asyncio.subprocess.Process) -> None:
