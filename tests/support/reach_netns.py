@@ -56,11 +56,11 @@ class Internet:
         run("ip", "-n", space, "route", "add", "default", "via", f"{NET}.254")
         return space
 
-    def home(self, name: str, host: int, lan: int, *, forward: int = 0, symmetric: bool = False) -> str:
+    def home(self, name: str, host: int, lan: int, *, forward: int = 0, symmetric: bool = False, shows: int = 0) -> str:
         """A namespace 192.168.<lan>.2 behind a router with public address 45.10.0.<host>.
 
         `forward`: a TCP port that the router hands on to it; `symmetric`: the router gives every connection another
-        port, so that nobody can guess it.
+        port, so that nobody can guess it; `shows`: the port as which it shows 4001 to everybody.
         """
         router = self.public(f"{name}r", host)
         space = self.space(name)
@@ -71,6 +71,7 @@ class Internet:
         run("ip", "netns", "exec", router, "sh", "-c", "echo 1 > /proc/sys/net/ipv4/ip_forward")
         dnat = f"iifname wan tcp dport {forward} dnat to 192.168.{lan}.2" if forward else ""
         masquerade = "masquerade fully-random" if symmetric else "masquerade"
+        shown = f"oifname wan ip saddr 192.168.{lan}.2 tcp sport 4001 masquerade to :{shows}" if shows else ""
         rules = f"""
             table ip home {{
               chain inwards {{
@@ -79,6 +80,7 @@ class Internet:
               }}
               chain outwards {{
                 type nat hook postrouting priority srcnat
+                {shown}
                 oifname wan {masquerade}
               }}
               chain door {{

@@ -13,7 +13,7 @@ import errno
 import logging
 import random
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import cast
 
 import trio
@@ -29,7 +29,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from .host import Host
 from .identity import Peer, parse_peer_id
 from .nat_wire import pack_addresses, receive_message, send_message, unpack_addresses
-from .reach_addresses import Scope, ip_of, is_circuit, plain, port_of, scope_of
+from .reach_addresses import Circuit, Scope, ip_of, is_circuit, parse_circuit, plain, port_of, scope_of
 from .relay_transport import is_relayed
 from .stream import BROKEN
 
@@ -53,6 +53,8 @@ logger = logging.getLogger(__name__)
 
 ExternalAddresses = Callable[[], tuple[str, ...]]
 """Where a NAT may have put the port that this host listens on."""
+Learn = Callable[[Circuit], Awaitable[None]]
+"""Finds that out from the relay of a circuit."""
 
 
 class Direct(INotifee):
@@ -85,11 +87,12 @@ class Direct(INotifee):
 class HolePuncher:
     """Both sides of DCUtR on a host. `outcomes` counts successes and failures."""
 
-    def __init__(self, host: Host, external: ExternalAddresses) -> None:
+    def __init__(self, host: Host, external: ExternalAddresses, learn: Learn | None = None) -> None:
         self.succeeded = 0
         self.failed = 0
         self._host = host
         self._external = external
+        self._learn = learn
         self._swarm = cast(Swarm, host.inner.get_network())
         self._running: dict[str, trio.Event] = {}
         self._hopeless: OrderedDict[str, None] = OrderedDict()
@@ -104,7 +107,9 @@ class HolePuncher:
             return
         self._running[peer.id] = trio.Event()
         try:
-            direct = await self._reverse(peer.id)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._prepare, peer.id)
+                direct = await self._reverse(peer.id)
             for _ in range(ATTEMPTS):
                 if direct:
                     break
@@ -137,11 +142,20 @@ class HolePuncher:
         if peer.id in self._hopeless:
             return
         self._waiting[peer.id] = done = trio.Event()
+        self._host.spawn(lambda: self._prepare(peer.id))
         try:
             with trio.move_on_after(PATIENCE_S):
                 await done.wait()
         finally:
             self._waiting.pop(peer.id, None)
+
+    async def _prepare(self, peer: str) -> None:
+        """Find out where a NAT shows the listener's port, from the relay at hand."""
+        for connection in self._host.relayed(peer):
+            for address in connection.get_transport_addresses():
+                circuit = parse_circuit(str(address))
+                if circuit is not None and self._learn is not None:
+                    await self._learn(circuit)
 
     async def _lead(self, peer: str) -> bool:
         """One attempt as its starter."""
@@ -188,7 +202,7 @@ class HolePuncher:
         peer_id = parse_peer_id(peer)
 
         async def attempt(address: str, scope: trio.CancelScope) -> None:
-            target, source = Multiaddr(address), self._source(address)
+            target, source = Multiaddr(address), self._host.source(address)
             while not self._host.is_direct(peer):
                 try:
                     if as_responder:
@@ -205,12 +219,6 @@ class HolePuncher:
                 for address in addresses:
                     nursery.start_soon(attempt, address, nursery.cancel_scope)
         return self._host.is_direct(peer)
-
-    def _source(self, address: str) -> tuple[str, int] | None:
-        """Where to dial from: the listener of the address's family."""
-        family = "/ip6/" if address.startswith("/ip6/") else "/ip4/"
-        own = next((a for a in self._host.addresses() if a.startswith(family)), None)
-        return (ip_of(own) or "", port_of(own)) if own is not None else None
 
     def _usable(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         """What a peer may have this host dial: as far away as this host's own outside, no nearer."""

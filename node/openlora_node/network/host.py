@@ -37,7 +37,7 @@ from ..protocol.messages import StreamProtocol
 from . import patches
 from .buckets import Allowance, Buckets
 from .identity import Peer, RegistryView, identify, key_pair, parse_peer_id
-from .reach_addresses import is_circuit, plain
+from .reach_addresses import ip_of, is_circuit, plain, port_of
 from .relay_transport import CircuitTransport, DirectTCP, is_relayed, remote_ip
 from .scores import Fault, Scores
 from .services import running
@@ -105,6 +105,16 @@ class Host:
     def addresses(self) -> tuple[str, ...]:
         """Where this host listens, without the peer id."""
         return tuple(str(address) for address in self.inner.get_transport_addrs())
+
+    def ports(self) -> frozenset[int]:
+        """Ports that this host listens on."""
+        return frozenset(port_of(address) for address in self.addresses())
+
+    def source(self, address: str) -> tuple[str, int] | None:
+        """The listener of an address's family, as what a dial can be bound to."""
+        family = "/ip6/" if address.startswith("/ip6/") else "/ip4/"
+        own = next((a for a in self.addresses() if a.startswith(family)), None)
+        return (ip_of(own) or "", port_of(own)) if own is not None else None
 
     def told(self) -> list[Multiaddr]:
         """What identify and the directory tell of this host's addresses, with its peer id."""

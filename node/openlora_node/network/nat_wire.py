@@ -36,7 +36,9 @@ async def send_message(stream: INetStream, message: Protobuf) -> None:
         raise OpenLoraError(ErrorCode.NODE_LOST, "the stream to the peer broke") from None
 
 
-async def receive_message(stream: INetStream, kind: type[P], timeout_s: float = MESSAGE_TIMEOUT_S) -> P:
+async def receive_message(
+    stream: INetStream, kind: type[P], timeout_s: float = MESSAGE_TIMEOUT_S, most: int = MAX_MESSAGE_BYTES
+) -> P:
     """Read one message and not a byte more: raw data may follow. Raises NODE_LOST, ProtocolError."""
     try:
         with trio.fail_after(timeout_s):
@@ -45,8 +47,8 @@ async def receive_message(stream: INetStream, kind: type[P], timeout_s: float = 
                 byte = (await _exactly(stream, 1))[0]
                 length |= (byte & 0x7F) << shift
                 shift += 7
-                if length > MAX_MESSAGE_BYTES or shift > 21:
-                    raise ProtocolError(ErrorCode.FRAME_TOO_LARGE, f"at most {MAX_MESSAGE_BYTES} bytes here")
+                if length > most or shift > 21:
+                    raise ProtocolError(ErrorCode.FRAME_TOO_LARGE, f"at most {most} bytes here")
                 if byte < 0x80:
                     break
             body = await _exactly(stream, length)

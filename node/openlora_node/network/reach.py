@@ -27,8 +27,9 @@ from .holepunch import HolePuncher
 from .host import Host
 from .identity import Peer
 from .nat import AUTONAT_ID, DialBack
+from .nat_mapping import Mappings
 from .nat_observed import Observed
-from .reach_addresses import Scope, claims, ip_of, is_circuit, port_of, scope_of, tcp_address
+from .reach_addresses import Scope, claims, ip_of, is_circuit, scope_of, tcp_address
 from .reach_policy import MAX_ASKED, RECHECK_S, Verdict, Vote, choose, decide, next_look_s, own_addresses
 from .relay import RelayClient
 from .relay_hop import HOP_ID, HopService
@@ -110,7 +111,7 @@ class Reachability:
         self._interfaces = interface_ips()
         self._checked_at = 0
         self._watchers: list[Callable[[], None]] = []
-        self._observed = Observed(self._ports, self._wake)
+        self._observed = Observed(self._wake)
         host.inner._observed_addr_manager = cast(ObservedAddrManager, self._observed)
         host.on_connected(self._greet)
         self._dial_back = DialBack(host)
@@ -118,7 +119,7 @@ class Reachability:
         self.hop: HopService | None = None
         self._slots: RelaySlots | None = None
         if options.relay != "off":
-            self.puncher = HolePuncher(host, self._external)
+            self.puncher = HolePuncher(host, self._external, Mappings(host, self._observed).learn)
             client = RelayClient(host, self._takes, self.puncher.start)
             self._slots = RelaySlots(host, client, self._find_relays, self._tell, options.slots)
         if options.relay == "serve":
@@ -261,9 +262,6 @@ class Reachability:
     def _takes(self, relay: str) -> bool:
         return self._slots is not None and self._slots.holds(relay)
 
-    def _ports(self) -> frozenset[int]:
-        return frozenset(port_of(address) for address in self._host.addresses())
-
     def _claims(self) -> tuple[str, ...]:
         return claims(self._observed.ips(), self._host.addresses(), self._options.announce, self._interfaces)
 
@@ -271,7 +269,7 @@ class Reachability:
         """Where a NAT may have put the listener's port: as seen, and as it stands, for most NATs keep it."""
         ips = self._observed.ips()
         widest = max((scope_of(ip) for ip in ips), default=Scope.LOOPBACK)
-        guessed = [tcp_address(ip, port) for ip in ips if scope_of(ip) is widest for port in sorted(self._ports())]
+        guessed = [tcp_address(ip, port) for ip in ips if scope_of(ip) is widest for port in sorted(self._host.ports())]
         return tuple(dict.fromkeys([*self._observed.mappings(), *guessed]))
 
     async def _find_relays(self) -> AsyncIterator[tuple[str, tuple[str, ...]]]:

@@ -61,6 +61,7 @@ def world() -> Iterator[World]:
             "bert": net.home("bert", 32, 2),
             "carl": net.home("carl", 33, 3, forward=4001),
             "dora": net.home("dora", 34, 4, symmetric=True),
+            "fred": net.home("fred", 36, 6, shows=5001),
         }
         shared = stack.enter_context(worker())
         world.remotes = dict.fromkeys(public, shared)
@@ -131,6 +132,15 @@ def test_two_homes_punch_through_both_nats(world: World) -> None:
     took = world.call("anna", "ask", peer=world.peers["bert"], times=50)["ms"]
     print(f"punched: connected in {found['seconds']} s, round trip p50 {took[25]} ms, worst {took[-1]} ms")
     assert world.call("bert", "state")["punched"] >= 1
+
+
+def test_a_port_that_the_nat_changes_is_learnt_from_the_relay(world: World) -> None:
+    fred = world.relayed("fred")
+    world.relayed("anna")
+    world.call("anna", "connect", peer=world.peers["fred"], addresses=fred["told"])
+    way = world.call("anna", "until_direct", peer=world.peers["fred"])
+    assert way["ip"] == f"{NET}.36"
+    assert len(world.call("fred", "ask", peer=world.peers["anna"])["ms"]) == 1
 
 
 def test_a_dead_relay_is_replaced(world: World) -> None:
