@@ -51,6 +51,9 @@ class Attempts:
     nodes: list[bytes] = field(default_factory=list)
     messages: list[InferMessage] = field(default_factory=list)
     errors: list[OpenLoraError] = field(default_factory=list)
+    """One for each attempt that failed."""
+    tokens: list[int] = field(default_factory=list)
+    """How many came, for each of those."""
 
     @property
     def error(self) -> OpenLoraError | None:
@@ -58,8 +61,15 @@ class Attempts:
         return None if self.messages and isinstance(self.messages[-1], Done) else self.errors[-1]
 
 
-async def ask_around(client: InferClient, candidates: Candidates, base: bytes, ask: Ask, request: Infer) -> Attempts:
-    """One request as a payer sends it: to another node while no token came and the error allows it."""
+async def ask_around(
+    client: InferClient,
+    candidates: Candidates,
+    base: bytes,
+    ask: Ask,
+    make: Callable[[int], Infer],
+    heard: Callable[[InferMessage], object] = lambda _: None,
+) -> Attempts:
+    """One request as a payer sends it: made anew for another node while no token came and the error allows it."""
     attempts = Attempts()
     while True:
         node = await candidates.pick(base, ask, attempts.nodes)
@@ -70,9 +80,10 @@ async def ask_around(client: InferClient, candidates: Candidates, base: bytes, a
         attempts.messages = []
         try:
             async with await client.open(node) as exchange:
-                await exchange.send(request)
+                await exchange.send(make(len(attempts.nodes)))
                 while not (attempts.messages and isinstance(attempts.messages[-1], Done)):
                     attempts.messages.append(await exchange.receive())
+                    heard(attempts.messages[-1])
                 await exchange.send(PAY)
                 await exchange.receive()
         except OpenLoraError as error:
@@ -80,9 +91,10 @@ async def ask_around(client: InferClient, candidates: Candidates, base: bytes, a
                 candidates.report(node, Outcome.COMPLETED)  # its receipt is held: the voucher can follow by itself
                 return attempts
             attempts.errors.append(error)
+            attempts.tokens.append(token_count(attempts.messages))
             candidates.report(node, outcome_of(error), base=base, ask=ask)
             elsewhere = error.code.retryable or error.code is ErrorCode.ADAPTER_NOT_FOUND
-            if not may_retry(len(attempts.nodes), token_count(attempts.messages), elsewhere):
+            if not may_retry(len(attempts.nodes), attempts.tokens[-1], elsewhere):
                 return attempts
         else:
             candidates.report(node, Outcome.COMPLETED, base=base, ask=ask)
@@ -108,7 +120,6 @@ class ServingNode:
 
     network: Network
     node: bytes
-    secret: bytes
     handler: Handler
     max_open: int = 256
     streams: int = 0
@@ -139,9 +150,11 @@ class World:
     registry: Registry
 
 
-def make_network(registry: Registry, options: HostOptions = QUICK, *, payer: bool = False) -> tuple[Network, bytes]:
+def make_network(
+    registry: Registry, options: HostOptions = QUICK, *, payer: bool = False, key: bytes | None = None
+) -> tuple[Network, bytes]:
     """A network and its node id; a payer's is nobody's node."""
-    secret = fresh_secret()
+    secret = key or fresh_secret()
     node = b"" if payer else registry.register(secret)
     ours = AdvertOptions(DOMAIN, node=node, key=LocalSigner(secret), debounce=0.05)
     network = Network(
@@ -168,7 +181,7 @@ async def world(*handlers: Handler, max_open: int = 256, seconds: float = 40.0) 
             network, node = make_network(registry)
             stack.push_async_callback(network.stop)
             await network.start()
-            serving = ServingNode(network, node, network._secret, handler, max_open)
+            serving = ServingNode(network, node, handler, max_open)
             task = asyncio.create_task(serving.serve())
             stack.push_async_callback(_cancel, task)
             nodes.append(serving)

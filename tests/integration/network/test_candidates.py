@@ -45,7 +45,7 @@ async def test_a_node_that_lies_about_its_adapters_loses_its_standing_and_the_re
             await asyncio.sleep(0.02)
         ask = Ask(adapters=frozenset({promised}), max_tokens=20)
         for attempt in range(12):
-            attempts = await ask_around(client, candidates, BASE, ask, infer(b"3"))
+            attempts = await ask_around(client, candidates, BASE, ask, lambda _: infer(b"3"))
             assert attempts.error is None
             assert token_count(attempts.messages) == 3
             assert attempts.nodes == ([honest.node] if attempt else [lying.node, honest.node])
@@ -54,11 +54,13 @@ async def test_a_node_that_lies_about_its_adapters_loses_its_standing_and_the_re
         assert candidates.standing.success(honest.node, candidates._clock()) == 1.0
         # the second broken promise: from now on it is asked when nobody else is left
         ask = Ask(adapters=frozenset({only_liars}), max_tokens=20)
-        attempts = await ask_around(client, candidates, BASE, ask, infer(b"3"))
+        attempts = await ask_around(client, candidates, BASE, ask, lambda _: infer(b"3"))
         assert attempts.error is None
         assert attempts.nodes[0] == lying.node
         base_only = Ask(max_tokens=20)
-        asked = {(await ask_around(client, candidates, BASE, base_only, infer(b"1"))).nodes[0] for _ in range(12)}
+        asked = {
+            (await ask_around(client, candidates, BASE, base_only, lambda _: infer(b"1"))).nodes[0] for _ in range(12)
+        }
         assert lying.node not in asked
         await candidates.close()
         await client.close()
