@@ -33,6 +33,11 @@ class ChainCli:
         self.password.write_text(PASSWORD + "\n")
         self.password.chmod(0o600)
 
+    @property
+    def control_socket(self) -> Path:
+        """Where a node of this home would listen."""
+        return self.folder / "home" / "devnet" / "control.sock"
+
     async def key(self, wallet: Wallet, name: str) -> Path:
         """A key file of this wallet, cheap to open."""
         path = self.folder / f"{name}.json"

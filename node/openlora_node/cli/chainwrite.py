@@ -7,9 +7,8 @@ one transaction after the other and waits for each.
 from __future__ import annotations
 
 import shlex
-import socket
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ import typer
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, format_bytes
 from .chaindesk import ChainDesk, Reading, address
+from .nodewrite import runs_with, send_through
 from .output import print_json, print_text
 
 if TYPE_CHECKING:
@@ -81,11 +81,15 @@ class Writing(Reading):
 
 @dataclass(frozen=True)
 class Step:
-    """One transaction of a plan. `follows` says that it passes only once those before it are mined."""
+    """One transaction of a plan. `follows` says that it passes only once those before it are mined.
+
+    `ready` is awaited before it is sent: the chain may want some time between two steps.
+    """
 
     label: str
     call: Calldata
     follows: bool = False
+    ready: Callable[[], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,8 @@ async def carry_out(
 ) -> list[TxReceipt]:
     """Print the plan, the calldata, or send. `facts` are printed with the plan. Returns the receipts of what was sent.
 
+    Where the sender is the key of the node that runs here, that node sends.
+
     Raises OpenLoraError CHAIN_FAILED where the chain refuses a step, before anything is sent.
     """
     if options.calldata:
@@ -112,10 +118,17 @@ async def carry_out(
     if options.dry_run or not options.yes:
         _print_plan(options, desk, sender, estimates, fees, facts)
         return []
-    signer = await _signer(options, desk, sender)
+    if options.sign_with is None and await runs_with(desk.config, sender):
+        with _waiting("the node that runs here is sending"):
+            sent = await send_through(desk.config.control_socket, steps)
+        _print_handed_over(options, sent, facts)
+        return []
+    signer = await _signer(options, sender)
     receipts = []
     for number, estimate in enumerate(estimates, 1):
         with _waiting(f"{estimate.step.label} ({number} of {len(estimates)})"):
+            if estimate.step.ready is not None:
+                await estimate.step.ready()
             receipts.append(await _send(desk, signer, estimate))
     _print_sent(options, estimates, receipts, facts)
     return receipts
@@ -157,7 +170,7 @@ async def _fees(desk: ChainDesk) -> Fees:
     return fees
 
 
-async def _signer(options: Writing, desk: ChainDesk, sender: bytes) -> TransactionSigner:
+async def _signer(options: Writing, sender: bytes) -> TransactionSigner:
     from openlora_chain import keystore, password
     from openlora_chain.external import ExternalSigner, command_exchange
 
@@ -165,27 +178,8 @@ async def _signer(options: Writing, desk: ChainDesk, sender: bytes) -> Transacti
         return ExternalSigner(sender, command_exchange(shlex.split(options.sign_with)))
     if options.key is None:
         raise typer.BadParameter("sending needs --key FILE or --sign-with COMMAND")
-    _refuse_running_node(desk, sender)
     secret = password.from_file(options.password_file) if options.password_file else password.from_prompt("Password")
     return await keystore.load(options.key, secret)
-
-
-def _refuse_running_node(desk: ChainDesk, sender: bytes) -> None:
-    """The running node counts its key's nonces itself: a second sender would take one of them."""
-    from openlora_chain import keystore
-    from openlora_chain.errors import ChainError
-
-    try:
-        if keystore.address_of(desk.config.node_keystore) != sender:
-            return
-        with socket.socket(socket.AF_UNIX) as probe:
-            probe.settimeout(1)
-            probe.connect(str(desk.config.control_socket))
-    except (ChainError, OSError):
-        return
-    raise OpenLoraError(
-        ErrorCode.DATADIR_LOCKED, "the node that runs here sends with this key: stop it, or use another key"
-    )
 
 
 async def _send(desk: ChainDesk, signer: TransactionSigner, estimate: Estimate) -> TxReceipt:
@@ -283,6 +277,16 @@ def _print_sent(
         print_text(
             f"done: {estimate.step.label}; {format_bytes(receipt.tx_hash)} in block {receipt.block.number}, {cost}"
         )
+
+
+def _print_handed_over(options: Writing, sent: Sequence[Mapping[str, Any]], facts: Mapping[str, str]) -> None:
+    if options.as_json:
+        print_json({"sent": True, "byNode": True, **facts, "transactions": list(sent)})
+        return
+    for name, value in facts.items():
+        print_text(f"{name}: {value}")
+    for row in sent:
+        print_text(f"done by the running node: {row['step']}; `openlora tx show {row['id'][2:14]}`")
 
 
 def _call_json(step: Step) -> dict[str, Any]:

@@ -2,18 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 
 import pytest
+from aiohttp import web
 
 from openlora_chain import keystore
 from openlora_chain.errors import Reverted
 from openlora_chain.rpc import Call
+from openlora_chain.store import NewIntent
+from openlora_node.api.control import Command, Parameters, control_app
+from openlora_node.journal.outbox import JournalOutbox
 from openlora_node.protocol.ids import format_address, format_bytes
 from support.chain_cli import ChainCli
 from support.chain_world import ETHER, ChainWorld, fresh_wallet
+from support.settlement_world import Desk, open_desk
 
 pytestmark = pytest.mark.slow
 OPEN = "OPEN"
@@ -199,3 +207,59 @@ async def test_as_processes_without_a_chain_and_with_another(world: ChainWorld, 
     wrong = ChainCli(cli.folder, cli.url, other)
     refused = await wrong.json("stake", "status", "--node", format_bytes(node), status=5)
     assert "WRONG_CHAIN" in refused["error"]["message"]
+
+
+async def test_the_running_node_sends_what_its_own_key_is_to_send(
+    world: ChainWorld, cli: ChainCli, tmp_path: Path
+) -> None:
+    """A second sender of one key would take its nonces: the command hands over, and waits for the block."""
+    key, payer = fresh_wallet("running key"), fresh_wallet("running payer")
+    for account in (key, payer):
+        await world.fund(account.address, 5 * ETHER)
+    node = await world.register_node(key)
+    file = await cli.key(key, "node-key")
+    async with open_desk(world, tmp_path, key, node) as desk, control_of(desk, cli.control_socket):
+        running = asyncio.create_task(desk.outbox.run(), name="outbox")
+        paying = ("--key", file, "--password-file", cli.password, "--yes", "--set", f"keys.keystore_file={file}")
+        done = await cli.json("escrow", "deposit", format_bytes(node), f"1 {OPEN}", *paying)
+        assert done["byNode"] is True
+        assert (await world.settlement.account_of(key.address, node)).balance == ETHER
+        (intent,) = await JournalOutbox(desk.journal).recent(9)
+        assert (intent.request.kind, intent.state.is_open) in {("cli", True), ("cli", False)}
+        refused = await cli.json("escrow", "withdraw", format_bytes(node), *paying, status=5)
+        assert "BadAmount" in refused["error"]["message"]
+        running.cancel()
+
+
+@asynccontextmanager
+async def control_of(desk: Desk, socket: Path) -> AsyncIterator[None]:
+    """The control socket of a node, as far as sending goes."""
+
+    async def submit(given: Parameters) -> object:
+        call = {name: bytes.fromhex(given[name][2:]) for name in ("subject", "to", "data")}
+        new = NewIntent(
+            given["kind"], call["subject"], desk.outbox.chain_id, desk.outbox.address, call["to"], call["data"],
+            int(given["value"]),
+        )  # fmt: skip
+        return {"id": format_bytes((await desk.outbox.submit(new)).id)}
+
+    async def transactions(_: Parameters) -> object:
+        intents = await JournalOutbox(desk.journal).recent(50)
+        return [{"id": format_bytes(one.id), "state": one.state.value, "note": one.note} for one in intents]
+
+    async def status(_: Parameters) -> object:
+        return {}
+
+    commands = [
+        Command("GET", "/status", status),
+        Command("POST", "/transactions", submit),
+        Command("GET", "/transactions", transactions),
+    ]
+    socket.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    runner = web.AppRunner(control_app(commands), shutdown_timeout=0.1)
+    await runner.setup()
+    await web.UnixSite(runner, str(socket)).start()
+    try:
+        yield
+    finally:
+        await runner.cleanup()
