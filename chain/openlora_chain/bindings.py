@@ -292,6 +292,14 @@ class ArtifactRegistry(_Contract):
         """Seconds between commit and register."""
         return int((await self._read("MIN_COMMIT_AGE"))[0])
 
+    async def max_commit_age(self) -> int:
+        """Seconds after which a commitment is void."""
+        return int((await self._read("MAX_COMMIT_AGE"))[0])
+
+    async def committed_at(self, account: bytes, commitment: bytes) -> int:
+        """When a commitment was made, unix seconds; 0 without one, and once it was used."""
+        return int((await self._read("committedAt", account, commitment))[0])
+
     async def claimable(self, account: bytes) -> int:
         """Wei of licences sold, and change of licences bought, that `claim` pays."""
         return int((await self._read("claimable", account))[0])

@@ -13,6 +13,7 @@ import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_artifact_id, parse_artifact_id
+from .artifacts_chain import deny, grant, price, register
 from .chain_errors import run
 from .exits import exit_for
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
@@ -285,6 +286,10 @@ def gc(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) ->
         print_json(counts) if as_json else print_table(list(counts), [[str(value) for value in counts.values()]])
 
     run(work())
+
+
+for command in (register, price, grant, deny):
+    app.command()(command)
 
 
 @asynccontextmanager
