@@ -1,122 +1,81 @@
-"""The demo's chain: registers everyone on an embedded devnet, then turns the voucher held into what each one earned."""
+"""The demo's chain desk: registers what is on offer, sends what a wallet wants sent, tells what everybody holds."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
-from coincurve import PrivateKey
-from world import ADAPTER_OWNERS, BASE, BASE_OWNER, NODE_KEY, PAYER_KEY, PIPELINE, ROYALTY_RATES, World, say
-
 from openlora_chain.bindings import ArtifactRegistry, Calldata, NodeRegistry, Settlement
+from openlora_chain.deployment import Deployment, load_deployment
 from openlora_chain.devnet.accounts import dev_wallet
-from openlora_chain.devnet.devnet import devnet
 from openlora_chain.rpc import Rpc
 from openlora_chain.transaction import UnsignedTransaction
 from openlora_chain.wallet import Wallet
-from openlora_node.protocol.crypto import Address
-from openlora_node.protocol.eip712 import Domain, Signed
-from openlora_node.protocol.structs import NodeKeyProof, Voucher
 
-OWNER, DEPLOYER = dev_wallet("owner"), dev_wallet("deployer")
-TREASURY, PAYOUT = dev_wallet("treasury").address, dev_wallet("operator-2").address
-KIND_BASE, KIND_ADAPTER = 1, 2
-DEPOSIT = 10**17
+TERMS = tuple[int, int, list[tuple[bytes, int]]]
+"""Rate in wei per 1,000,000 tokens, basis points paid by use, [(component, basis points)]."""
 SALT = bytes(31) + b"\x01"
+GAS_PRICE = 10 * 10**9
 
 
-class Chain:
-    """A devnet with the demo's node, base, adapters and escrow on it."""
+@dataclass(frozen=True)
+class Offer:
+    """An artifact as its owner registers it."""
 
-    def __init__(self, rpc: Rpc, nodes: NodeRegistry, artifacts: ArtifactRegistry, settlement: Settlement) -> None:
-        self._rpc = rpc
-        self._nodes = nodes
-        self._artifacts = artifacts
-        self._settlement = settlement
-        self.node = b""
+    name: str
+    artifact: bytes
+    kind: int
+    owner: Wallet
+    terms: TERMS
+    shares_root: bytes = bytes(32)
 
-    async def register(self, domain: Domain) -> None:
-        """Artifacts with their rates, the node with its stake, the payer's escrow with it."""
-        await self._register_artifact(BASE_OWNER, BASE, KIND_BASE)
-        for adapter in PIPELINE.adapters:
-            await self._register_artifact(ADAPTER_OWNERS[adapter.id], adapter.id, KIND_ADAPTER)
-        self.node = await self._nodes.next_node_id(OWNER.address)
-        deadline = (await self._rpc.head()).timestamp + 3_600
-        proof = NodeKeyProof(node=self.node, owner=OWNER.address, deadline=deadline).sign(domain, NODE_KEY)
-        point = PrivateKey(NODE_KEY.reveal()).public_key.format(compressed=False)[1:]
-        stake = await self._nodes.min_stake()
-        await self._send(
-            OWNER, self._nodes.register(point[:32], point[32:], PAYOUT, "", deadline, proof.signature, stake)
-        )
-        await self._send(PAYER_KEY, self._settlement.deposit(self.node, DEPOSIT))
 
-    async def escrow(self, payer: bytes) -> int:
-        """What the payer's escrow with the node holds and does not thaw, in wei."""
-        account = await self._settlement.account_of(payer, self.node)
-        return account.balance - account.thawing
+class ChainDesk:
+    """The contracts of one devnet."""
 
-    async def settle(self, voucher: Signed[Voucher]) -> None:
-        """Redeem, share out, claim for everyone; print who got what, which adds up to what left escrow."""
-        before = await self.escrow(PAYER_KEY.address)
-        value = voucher.value
-        fields = tuple(getattr(value, name) for name in value.__struct_fields__)
-        adapters = [(adapter.id, adapter.terms_version, adapter.weight) for adapter in PIPELINE.adapters]
-        parts = (PIPELINE.base, PIPELINE.base_terms_version, adapters, PIPELINE.method)
-        await self._send(NODE_KEY, self._settlement.redeem_many([parts], [fields], [voucher.signature]))
-        spent = before - await self.escrow(PAYER_KEY.address)
-        say("redeem", f"one voucher for everything: {spent:,} wei left the payer's escrow")
-        await self._send(DEPLOYER, self._settlement.harvest_many([(self.node, PIPELINE.id)]))
-        claims = [
-            ("operator", PAYOUT, self._settlement.claim_operator(self.node)),
-            ("treasury", TREASURY, self._settlement.claim_protocol([self.node])),
-            ("base owner", BASE_OWNER.address, self._settlement.claim_owner(BASE_OWNER.address)),
-            *(
-                (
-                    f"owner × {adapter.weight / 10_000}",
-                    ADAPTER_OWNERS[adapter.id].address,
-                    self._settlement.claim_owner(ADAPTER_OWNERS[adapter.id].address),
-                )
-                for adapter in PIPELINE.adapters
-            ),
-        ]
-        total = 0
-        for name, account, call in claims:
-            held = await self._rpc.balance(account)
-            await self._send(DEPLOYER, call)
-            earned = await self._rpc.balance(account) - held
-            total += earned
-            say("claim", f"{name:<12} {earned:>16,} wei")
-        say("", f"{'together':<12} {total:>16,} wei; {spent - total} wei of dust stay undivided")
+    def __init__(self, rpc: Rpc, deployment: Deployment) -> None:
+        self.rpc = rpc
+        self.deployment = deployment
+        self.nodes = NodeRegistry(rpc, deployment)
+        self.artifacts = ArtifactRegistry(rpc, deployment)
+        self.settlement = Settlement(rpc, deployment)
 
-    async def _register_artifact(self, owner: Wallet, artifact: bytes, kind: int) -> None:
-        commitment = await self._artifacts.commitment_of(owner.address, artifact, SALT)
-        await self._send(owner, self._artifacts.commit(commitment))
-        age = await self._artifacts.min_commit_age()
-        since = (await self._rpc.head()).timestamp
-        while (await self._rpc.head()).timestamp <= since + age:  # a harmless transaction makes the next block
-            await self._send(DEPLOYER, Calldata(DEPLOYER.address, b"", 0), 100_000)
-        rate = ROYALTY_RATES[artifact]
-        await self._send(owner, self._artifacts.register(artifact, kind, bytes(32), "", (rate, 0, []), SALT))
+    async def register(self, offers: list[Offer]) -> None:
+        """Commit to all, wait until commitments are old enough, then show them: components before what names them."""
+        for offer in offers:
+            commitment = await self.artifacts.commitment_of(offer.owner.address, offer.artifact, SALT)
+            await self.send(offer.owner, self.artifacts.commit(commitment))
+        since, age = (await self.rpc.head()).timestamp, await self.artifacts.min_commit_age()
+        while (await self.rpc.head()).timestamp <= since + age:
+            await self.pay(dev_wallet("deployer").address, 0)  # a transaction makes the next block
+            await asyncio.sleep(0.1)
+        for offer in offers:
+            call = self.artifacts.register(offer.artifact, offer.kind, offer.shares_root, "", offer.terms, SALT)
+            await self.send(offer.owner, call)
 
-    async def _send(self, sender: Wallet, call: Calldata, gas: int = 3_000_000) -> None:
-        nonce = await self._rpc.nonce(sender.address)
-        chain_id = await self._rpc.chain_id()
-        tx = UnsignedTransaction(chain_id, nonce, call.to, call.value, call.data, gas, 10 * 10**9, 10**9)
+    async def pay(self, address: bytes, wei: int) -> None:
+        """Send coin from the deployer."""
+        await self.send(dev_wallet("deployer"), Calldata(address, b"", wei), 100_000)
+
+    async def send(self, sender: Wallet, call: Calldata, gas: int = 3_000_000) -> None:
+        """Send one transaction and wait until it is mined."""
+        nonce, chain_id = await self.rpc.nonce(sender.address), self.deployment.chain_id
+        tx = UnsignedTransaction(chain_id, nonce, call.to, call.value, call.data, gas, GAS_PRICE, 10**9)
         signed = await sender.sign_transaction(tx)
-        await self._rpc.send_raw(signed.raw)
-        receipt = await self._rpc.mined(signed.hash)
-        assert receipt.succeeded
+        await self.rpc.send_raw(signed.raw)
+        receipt = await self.rpc.mined(signed.hash)
+        assert receipt.succeeded, "the devnet refused a transaction of the demo"
+
+    async def balances(self, accounts: Mapping[str, bytes]) -> dict[str, int]:
+        """Wei of each."""
+        return {name: await self.rpc.balance(address) for name, address in accounts.items()}
 
 
 @asynccontextmanager
-async def settled_world(folder: Path) -> AsyncIterator[tuple[World, Chain]]:
-    """A devnet in `folder` with everything registered on it, for as long as the block lasts."""
-    async with devnet(folder, port=0, engine="embedded") as running, Rpc(running.url) as rpc:
-        deployment = running.deployment
-        nodes, artifacts = NodeRegistry(rpc, deployment), ArtifactRegistry(rpc, deployment)
-        chain = Chain(rpc, nodes, artifacts, Settlement(rpc, deployment))
-        domain = Domain(chain_id=deployment.chain_id, verifying_contract=Address(deployment.settlement))
-        await chain.register(domain)
-        say("chain", f"{running.url}, id {deployment.chain_id}; contracts deployed, everyone registered")
-        yield World(domain, chain.node, chain.escrow), chain
+async def chain_desk(url: str, deployment_file: Path) -> AsyncIterator[ChainDesk]:
+    """A desk at a running devnet."""
+    async with Rpc(url) as rpc:
+        yield ChainDesk(rpc, load_deployment(deployment_file))

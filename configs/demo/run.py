@@ -1,9 +1,9 @@
-"""The demo: paid requests from quote to claimed rewards, with real keys, journals, messages, contracts and chain.
+"""The demo: from nothing to paid, attributed responses, with the very commands and files that anyone would use.
 
-`make run` starts an embedded chain, registers a node, a base and two adapters, sends two requests (or the prompts given
-as arguments), prints each step, redeems and claims for everyone, checks both journals and stays up; DEMO=once exits.
-Node and payer speak the real messages over a Unix socket. There is no engine in it yet: a stand-in answers with the
-prompt spelled backwards.
+`make run` starts an embedded devnet, two nodes with their engines, and a gateway, each a process; registers nodes, a base
+model, three adapters and their datasets; asks with each adapter, a mix of two, and the base, through the stock `openai`
+client; prints each answer, its receipt and who earned what; lets the nodes redeem and anchor, claims for everybody, and
+prints balances that add up to the wei. Then it stays up; DEMO=once exits.
 """
 
 from __future__ import annotations
@@ -13,64 +13,60 @@ import os
 import signal
 import sys
 import tempfile
+import time
 from pathlib import Path
 
-from chain import settled_world
-from node import Node
-from payer import Payer
-from world import NODE_KEY, PAYER_KEY, PIPELINE, now, say
+from chain import chain_desk
+from offers import Offers, publish
+from people import People
+from settling import settle
+from stage import CommandFailed, Stage, say
+from talking import Talk
+from village import Village
 
 from openlora_chain.errors import ChainError
-from openlora_node.journal import Binding, Journal, LedgerKey
 from openlora_node.protocol.errors import OpenLoraError
-from openlora_node.protocol.ids import format_address, format_bytes
-
-PROMPTS = ["Was it a car or a cat I saw?", "Never odd or even"]
 
 
-async def main(prompts: list[str], once: bool) -> None:
-    """Chain, node and payer in a temporary directory."""
+async def main(once: bool) -> None:
+    """Everything in a temporary directory."""
+    began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="openlora-demo-") as folder:
         home = Path(folder)
-        async with settled_world(home / "chain") as (world, chain):
-            node_journal = Journal.open(home / "node.sqlite", Binding.to_node(world.domain, world.node), now)
-            payer_journal = Journal.open(home / "payer.sqlite", Binding.to_payer(world.domain, PAYER_KEY.address), now)
-            async with node_journal, payer_journal:
-                server = await asyncio.start_unix_server(Node(world, node_journal).serve, path=str(home / "node.sock"))
-                say("node", f"{format_bytes(world.node)}, key {format_address(NODE_KEY.address)}")
-                say(
-                    "payer",
-                    f"{format_address(PAYER_KEY.address)}, escrow {await world.escrow(PAYER_KEY.address):,} wei",
-                )
-                payer = Payer(world, payer_journal)
-                for prompt in prompts:
-                    say("", "")
-                    say("ask", repr(prompt))
-                    await payer.ask(home / "node.sock", prompt)
+        async with Stage(home) as stage:
+            village = Village(home, stage)
+            await village.start_chain()
+            async with chain_desk(village.url, village.deployment_file) as desk:
+                people = await People.settle_in(home)
+                nodes = await village.make_nodes(desk, people)
+                offers: Offers = await publish(nodes[0].config, home)
+                await desk.register(offers.on_chain)
+                say("chain", f"{len(offers.on_chain)} artifacts registered, with their prices and what they pass on")
+                await village.start(offers, people)
+                talk = Talk(village, offers, began)
+                answers = await talk.ask_everything()
+                await settle(desk, village, people, offers, answers)
                 say("", "")
-                key = LedgerKey(PAYER_KEY.address, world.node, PAYER_KEY.address, PIPELINE.id)
-                held = (await node_journal.ledger(key)).newest_voucher
-                assert held is not None
-                await chain.settle(held)
-                for journal in (node_journal, payer_journal):
-                    await journal.check_integrity(deep=True)
-                say("check", "both journals pass their integrity check (deep)")
+                say("done", f"after {time.monotonic() - began:.0f} s")
                 if not once:
-                    await stay_up(home)
-                server.close()
+                    await stay_up(village)
 
 
-async def stay_up(home: Path) -> None:
+async def stay_up(village: Village) -> None:
     """Until Ctrl-C or SIGTERM."""
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    say("node", f"the node stays up on {home / 'node.sock'}; Ctrl-C ends it")
+    say("endpoint", f"{village.gateway_url}/v1   api key: {village.token}")
+    say("try", f"openlora ask 'Where is Rome?' --adapter pirate:0.7 --adapter haiku:0.3 --config {village.gateway_config}")
+    say("stays up", "Ctrl-C ends it")
     await stop.wait()
 
 
 if __name__ == "__main__":
     try:
-        asyncio.run(main(sys.argv[1:] or PROMPTS, once=os.environ.get("DEMO") == "once"))
-    except (OpenLoraError, ChainError) as error:
-        sys.exit(str(error))
+        asyncio.run(main(once=os.environ.get("DEMO") == "once"))
+    except (OpenLoraError, ChainError, CommandFailed) as error:
+        sys.exit(f"demo: {error}")
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -13,17 +13,15 @@ from typing import Literal
 
 import msgspec
 
+from ..artifacts.shares import WHOLE, ShareTable
 from ..protocol.crypto import Address
 from ..protocol.errors import ErrorCode, ProtocolError
 from ..protocol.ids import parse_address
 from ..protocol.manifest import canonical_json
-from ..protocol.merkle import MerkleTree, amount_leaf
 
 MAX_LINE = 16 << 20
 """Bytes of one sample with its wrapping."""
 MAX_SAMPLES = 10_000_000
-WHOLE = 10_000
-"""Basis points of a share table."""
 
 
 class Message(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,45 +109,15 @@ def normalised(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
 
 
-@dataclass(frozen=True)
-class Shares:
-    """A dataset's static shares: basis points by contributor, 10,000 in all, ascending by address."""
-
-    table: tuple[tuple[Address, int], ...]
-
-    def __post_init__(self) -> None:
-        accounts = [account for account, _ in self.table]
-        if accounts != sorted(set(accounts)) or any(share <= 0 for _, share in self.table):
-            raise ProtocolError(ErrorCode.MALFORMED, "a share table lists each contributor once, with a positive share")
-        if (total := sum(share for _, share in self.table)) != WHOLE:
-            raise ProtocolError(ErrorCode.MALFORMED, f"the shares sum to {total}, not to {WHOLE} basis points")
-
-    @classmethod
-    def by_size(cls, samples: Sequence[Sample]) -> Shares:
-        """Shares in proportion to the characters that each contributor gave, by largest remainder."""
-        sizes: dict[Address, int] = {}
-        for sample in samples:
-            size = sum(len(text) for text in sample.texts)
-            sizes[sample.contributor] = sizes.get(sample.contributor, 0) + size
-        whole = sum(sizes.values())
-        shares = {account: size * WHOLE // whole for account, size in sizes.items()}
-        rest = sorted(sizes, key=lambda account: (-(sizes[account] * WHOLE % whole), account))
-        for account in rest[: WHOLE - sum(shares.values())]:
-            shares[account] += 1
-        return cls(tuple(sorted((account, share) for account, share in shares.items() if share)))
-
-    @property
-    def root(self) -> bytes:
-        """The root that the dataset's manifest and its registration carry."""
-        return self._tree.root
-
-    def proof(self, account: Address) -> tuple[bytes, ...]:
-        """Shows a contributor's share to the contract. Raises NOT_FOUND."""
-        share = dict(self.table).get(account)
-        if share is None:
-            raise ProtocolError(ErrorCode.NOT_FOUND, "this address has no share of the dataset")
-        return self._tree.proof(amount_leaf(account, share))
-
-    @property
-    def _tree(self) -> MerkleTree:
-        return MerkleTree(amount_leaf(account, share) for account, share in self.table)
+def shares_by_size(samples: Sequence[Sample]) -> ShareTable:
+    """Shares in proportion to the characters that each contributor gave, by largest remainder."""
+    sizes: dict[Address, int] = {}
+    for sample in samples:
+        size = sum(len(text) for text in sample.texts)
+        sizes[sample.contributor] = sizes.get(sample.contributor, 0) + size
+    whole = sum(sizes.values())
+    shares = {account: size * WHOLE // whole for account, size in sizes.items()}
+    rest = sorted(sizes, key=lambda account: (-(sizes[account] * WHOLE % whole), account))
+    for account in rest[: WHOLE - sum(shares.values())]:
+        shares[account] += 1
+    return ShareTable.of((account, share) for account, share in shares.items() if share)
