@@ -28,9 +28,9 @@ class Notifier:
         """The service works."""
         self._send(f"READY=1\nSTATUS={_line(status)}")
 
-    def status(self, status: str) -> None:
-        """One line for `systemctl status`."""
-        self._send(f"STATUS={_line(status)}")
+    def status(self, status: str) -> bool:
+        """One line for `systemctl status`; whether it was taken."""
+        return self._send(f"STATUS={_line(status)}")
 
     def stopping(self, status: str) -> None:
         """The service is on its way down."""
@@ -45,18 +45,19 @@ class Notifier:
         told = ""
         while True:
             self.alive()
-            if (now := status()) != told:
+            if (now := status()) != told and self.status(now):
                 told = now
-                self.status(now)
             await asyncio.sleep(self.watchdog_s / 3 if self.watchdog_s else 10)
 
-    def _send(self, message: str) -> None:
+    def _send(self, message: str) -> bool:
         if not self.listens:
-            return
+            return True
         address = f"\0{self._address[1:]}" if self._address.startswith("@") else self._address
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as manager:
             manager.setblocking(False)
             manager.sendto(message.encode(), address)
+            return True
+        return False  # its queue is full, or it is gone: the next sign of life tries again
 
 
 def _line(text: str) -> str:

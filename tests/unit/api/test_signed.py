@@ -1,4 +1,4 @@
-"""The signed HTTP door: the stream protocol's messages as JSON, errors by status, slow and leaving clients on their own."""
+"""The signed HTTP door: the stream protocol's messages as JSON, errors by status, slow and leaving clients."""
 
 from __future__ import annotations
 
