@@ -18,8 +18,8 @@ from ..journal.outbox import find_intent, open_intents, submit_intent
 from ..journal.pipelines import KnownPipeline, pipeline_of
 from ..journal.values import Ledger, LedgerKey
 
-MAX_LEDGERS = 512
-"""Ledgers looked at in one round; the most that the chain has not paid come first."""
+LARGEST, IN_TURN, HURRIED = 256, 256, 512
+"""Ledgers looked at in one round: those with the largest vouchers, some others in turn, those of payers who thaw."""
 RETRY_REFUSED_S = 86_400
 """How long a voucher that the chain refused rests before it is tried again, unless a newer one takes its place."""
 KINDS = ("redeem", "collect", "anchor", "claim", "harvest")
@@ -69,14 +69,34 @@ class Earned:
     royalties: int
 
 
-def unpaid(transaction: Transaction, node: bytes, now: int) -> list[Unpaid]:
-    """Ledgers with something to redeem. Those seen for the first time are noted as due since `now`."""
-    rows = transaction.all(
+@dataclass(frozen=True)
+class Turn:
+    """Whose ledgers a round looks at beside the largest: those after `after` by key, and hurried payers'."""
+
+    after: tuple[bytes, bytes, bytes, bytes] = (b"", b"", b"", b"")
+    payers: tuple[bytes, ...] = ()
+
+
+def unpaid(transaction: Transaction, node: bytes, now: int, turn: Turn) -> tuple[list[Unpaid], Turn]:
+    """Ledgers with something to redeem, and the next turn. Those seen for the first time are noted as due since `now`.
+
+    However many ledgers there are, each has its turn, so that none outlives its age or its terms unseen.
+    """
+    open_ones = (
         f"SELECT {LEDGER_COLUMNS} FROM ledgers WHERE node = ? AND voucher IS NOT NULL"  # noqa: S608 - constants
-        " AND voucher_value > redeemed ORDER BY voucher_value DESC LIMIT ?",
-        node,
-        MAX_LEDGERS,
+        " AND voucher_value > redeemed"
     )
+    largest = transaction.all(f"{open_ones} ORDER BY voucher_value DESC LIMIT ?", node, LARGEST)
+    others = transaction.all(
+        f"{open_ones} AND (payer, node, signer, pipeline) > (?, ?, ?, ?)"
+        " ORDER BY payer, node, signer, pipeline LIMIT ?",
+        node,
+        *turn.after,
+        IN_TURN,
+    )
+    after = tuple(others[-1][:4]) if len(others) == IN_TURN else Turn().after
+    hurried = [row for payer in turn.payers for row in transaction.all(f"{open_ones} AND payer = ?", node, payer)]
+    rows = {row[:4]: row for row in (*hurried[:HURRIED], *largest, *others)}
     transaction.write(
         "settlement.paid",
         "DELETE FROM redemptions WHERE node = ? AND EXISTS (SELECT 1 FROM ledgers AS l WHERE l.payer ="
@@ -84,8 +104,8 @@ def unpaid(transaction: Transaction, node: bytes, now: int) -> list[Unpaid]:
         " redemptions.pipeline AND l.voucher_value <= l.redeemed)",
         node,
     )
-    found = (_unpaid(transaction, ledger_of(row), now) for row in rows)
-    return [item for item in found if item is not None]
+    found = (_unpaid(transaction, ledger_of(row), now) for row in rows.values())
+    return [item for item in found if item is not None], Turn(after)
 
 
 def _unpaid(transaction: Transaction, ledger: Ledger, now: int) -> Unpaid | None:

@@ -39,6 +39,7 @@ HURRY_S = 0.2
 CHORES_S = 600
 TYPICAL_GAS = BATCH_GAS + FIRST_VOUCHER_GAS
 MAX_PIPELINES = 256
+MAX_HURRIED = 1_024
 WAITED_OUT = frozenset({ErrorCode.CHAIN_FAILED, ErrorCode.BUSY})
 
 
@@ -91,6 +92,9 @@ class SettlementService:
         self._accounting = Accounting(journal, parts, node, outbox.address)
         self._chores = Chores(parts, self._sending, self._rules, epochs)
         self._chores_at: int | None = None
+        self._turn = rows.Turn()
+        self._hurried: set[bytes] = set()
+        self._totals: Totals | None = None
         self._round = asyncio.Lock()
         self._wake = asyncio.Event()
         self._status = SettlementStatus()
@@ -151,7 +155,8 @@ class SettlementService:
         now = self._clock()
         head = await self._parts.rpc.head()
         gas_price = head.base_fee + await self._parts.rpc.priority_fee()
-        await self._accounting.write_down()
+        if await self._accounting.write_down() or self._totals is None:
+            self._totals = await self._journal.transact(totals_of)
         sightings = await self._look()
         dues = [sighting.due for sighting in sightings if sighting.due is not None and _may_go(sighting)]
         await self._queue(choose(dues, self._rules, gas_price, now))
@@ -164,8 +169,11 @@ class SettlementService:
         await self._report(sightings, gas_price, now)
 
     async def _look(self) -> list[Sighting]:
-        unpaid = await self._journal.transact(lambda tx: rows.unpaid(tx, self._node, self._clock()))
-        return await self._looking.look(unpaid)
+        turn = replace(self._turn, payers=tuple(self._hurried))
+        unpaid, self._turn = await self._journal.transact(lambda tx: rows.unpaid(tx, self._node, self._clock(), turn))
+        found = await self._looking.look(unpaid)
+        self._hurried.difference_update(turn.payers)
+        return found
 
     async def _queue(self, batches: Sequence[Batch]) -> list[Intent]:
         """One intent a batch, of the vouchers that the journal holds when it is written."""
@@ -225,7 +233,6 @@ class SettlementService:
     async def _report(self, sightings: Sequence[Sighting], gas_price: int, now: int) -> None:
         balance = await self._parts.rpc.balance(self._outbox.address)
         cost = max(TYPICAL_GAS * gas_price, 1)
-        totals = await self._journal.transact(totals_of)
         outbox = self._outbox.status
         self._status = SettlementStatus(
             due=sum(sighting.due.value for sighting in sightings if sighting.due is not None),
@@ -239,7 +246,7 @@ class SettlementService:
             gas_price=gas_price,
             anchored_through=self._chores.anchored_through,
             last_round=now,
-            totals=totals,
+            totals=self._totals or Totals(),
         )
         wanted = self._options.low_gas_transactions
         if outbox.blocked is not None:
@@ -254,7 +261,11 @@ class SettlementService:
             self._set_health(Level.UP, "")
 
     def _heard(self, event: ChainEvent) -> None:
-        if isinstance(event, TermsChanged) or (isinstance(event, ThawStarted) and event.node == self._node):
+        if isinstance(event, ThawStarted) and event.node == self._node:
+            if len(self._hurried) < MAX_HURRIED:
+                self._hurried.add(event.payer)
+            self.wake()
+        elif isinstance(event, TermsChanged):
             self.wake()
 
     def _set_health(self, level: Level, reason: str) -> None:
