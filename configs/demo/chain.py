@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from openlora_chain.bindings import ArtifactRegistry, Calldata, NodeRegistry, Settlement
+from openlora_chain.bindings import ArtifactRegistry, Calldata, NodeRegistry, ReceiptAnchor, Settlement
 from openlora_chain.deployment import Deployment, load_deployment
 from openlora_chain.devnet.accounts import dev_wallet
 from openlora_chain.rpc import Rpc
@@ -42,6 +42,7 @@ class ChainDesk:
         self.nodes = NodeRegistry(rpc, deployment)
         self.artifacts = ArtifactRegistry(rpc, deployment)
         self.settlement = Settlement(rpc, deployment)
+        self.anchor = ReceiptAnchor(rpc, deployment)
 
     async def register(self, offers: list[Offer]) -> None:
         """Commit to all, wait until commitments are old enough, then show them: components before what names them."""

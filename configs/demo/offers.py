@@ -59,7 +59,9 @@ async def publish(config: Path, home: Path) -> Offers:
         offers.shares[name] = home / f"{name}-shares.json"
         offers.shares[name].write_bytes(table.encode())
         about = ("--shares", offers.shares[name], "--licence", "CC-BY-4.0", "--config", config)
-        offers.datasets[name] = (await openlora("artifacts", "publish", source, "--kind", "dataset", *about))["artifact"]
+        offers.datasets[name] = (await openlora("artifacts", "publish", source, "--kind", "dataset", *about))[
+            "artifact"
+        ]
         adapter = await openlora(
             *("artifacts", "publish", HERE / "adapters" / name, "--base", offers.base),
             *("--dataset", offers.datasets[name], "--licence", "Apache-2.0", "--config", config),
@@ -71,6 +73,8 @@ async def publish(config: Path, home: Path) -> Offers:
         )
         components = sorted([(base.artifact, TO_BASE_BPS), (dataset, TO_DATASET_BPS)])
         terms = (ADAPTER_RATE, 0, components)
-        offers.on_chain.append(Offer(name, parse_artifact_id(offers.adapters[name]), Kind.ADAPTER, People.wallet(owner), terms))
+        offers.on_chain.append(
+            Offer(name, parse_artifact_id(offers.adapters[name]), Kind.ADAPTER, People.wallet(owner), terms)
+        )
     say("published", f"{', '.join(ADAPTERS)}, each with the dataset it was trained on")
     return offers

@@ -1,9 +1,9 @@
 """The demo: from nothing to paid, attributed responses, with the very commands and files that anyone would use.
 
-`make run` starts an embedded devnet, two nodes with their engines, and a gateway, each a process; registers nodes, a base
-model, three adapters and their datasets; asks with each adapter, a mix of two, and the base, through the stock `openai`
-client; prints each answer, its receipt and who earned what; lets the nodes redeem and anchor, claims for everybody, and
-prints balances that add up to the wei. Then it stays up; DEMO=once exits.
+`make run` starts an embedded devnet, two nodes with their engines, and a gateway, each a process; registers nodes, a
+base model, three adapters and their datasets; asks with each adapter, a mix of two, and the base, through the stock
+`openai` client; prints each answer, its receipt and who earned what; lets the nodes redeem and anchor, claims for
+everybody, and prints balances that add up to the wei. Then it stays up; DEMO=once exits.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import time
 from pathlib import Path
 
 from chain import chain_desk
-from offers import Offers, publish
+from offers import publish
 from people import People
 from settling import settle
 from stage import CommandFailed, Stage, say
@@ -29,38 +29,38 @@ from openlora_node.protocol.errors import OpenLoraError
 
 
 async def main(once: bool) -> None:
-    """Everything in a temporary directory."""
-    began = time.monotonic()
-    with tempfile.TemporaryDirectory(prefix="openlora-demo-") as folder:
-        home = Path(folder)
-        async with Stage(home) as stage:
-            village = Village(home, stage)
-            await village.start_chain()
-            async with chain_desk(village.url, village.deployment_file) as desk:
-                people = await People.settle_in(home)
-                nodes = await village.make_nodes(desk, people)
-                offers: Offers = await publish(nodes[0].config, home)
-                await desk.register(offers.on_chain)
-                say("chain", f"{len(offers.on_chain)} artifacts registered, with their prices and what they pass on")
-                await village.start(offers, people)
-                talk = Talk(village, offers, began)
-                answers = await talk.ask_everything()
-                await settle(desk, village, people, offers, answers)
-                say("", "")
-                say("done", f"after {time.monotonic() - began:.0f} s")
-                if not once:
-                    await stay_up(village)
-
-
-async def stay_up(village: Village) -> None:
-    """Until Ctrl-C or SIGTERM."""
-    stop = asyncio.Event()
+    """Everything in a temporary directory; SIGTERM and Ctrl-C end every process that was started."""
+    task = asyncio.current_task()
+    assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    say("endpoint", f"{village.gateway_url}/v1   api key: {village.token}")
-    say("try", f"openlora ask 'Where is Rome?' --adapter pirate:0.7 --adapter haiku:0.3 --config {village.gateway_config}")
-    say("stays up", "Ctrl-C ends it")
-    await stop.wait()
+        asyncio.get_running_loop().add_signal_handler(number, task.cancel)
+    with tempfile.TemporaryDirectory(prefix="openlora-demo-") as folder:
+        async with Stage(Path(folder)) as stage:
+            await show(Path(folder), stage, once=once)
+
+
+async def show(home: Path, stage: Stage, *, once: bool) -> None:
+    """The demo from beginning to end."""
+    began = time.monotonic()
+    village = Village(home, stage)
+    await village.start_chain()
+    async with chain_desk(village.url, village.deployment_file) as desk:
+        people = await People.settle_in(home)
+        nodes = await village.make_nodes(desk, people)
+        offers = await publish(nodes[0].config, home)
+        await desk.register(offers.on_chain)
+        say("chain", f"{len(offers.on_chain)} artifacts registered, with their prices and what they pass on")
+        await village.start(offers, people)
+        answers = await Talk(village, offers, began).ask_everything()
+        await settle(desk, village, people, offers, answers)
+    say("")
+    say("done", f"after {time.monotonic() - began:.0f} s")
+    if not once:
+        say("endpoint", f"{village.gateway_url}/v1, key {village.token}")
+        mix = "--adapter pirate:0.7 --adapter haiku:0.3"
+        say("try", f"openlora ask 'Where is Rome?' {mix} --config {village.gateway_config}")
+        say("stays up", "Ctrl-C ends it")
+        await asyncio.Event().wait()
 
 
 if __name__ == "__main__":
@@ -68,5 +68,5 @@ if __name__ == "__main__":
         asyncio.run(main(once=os.environ.get("DEMO") == "once"))
     except (OpenLoraError, ChainError, CommandFailed) as error:
         sys.exit(f"demo: {error}")
-    except KeyboardInterrupt:
-        sys.exit(130)
+    except asyncio.CancelledError:
+        sys.exit(0)

@@ -1,16 +1,124 @@
-"""The demo's end: nodes redeem and anchor by themselves, everybody claims, and the balances add up to the wei."""
+"""The demo's end: receipts proven, vouchers redeemed, epochs anchored, everybody's claims, balances that add up."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Iterable
+
 from chain import ChainDesk
-from offers import Offers
+from offers import ADAPTERS, Offers
 from people import People
-from stage import say
+from stage import CommandFailed, openlora, say, until
 from talking import Answer
-from village import Village
+from village import ESCROW_WEI, Village
+
+from openlora_node.artifacts import ShareTable
+from openlora_node.protocol.ids import format_address, parse_bytes32
+
+REDEEM_S, ANCHOR_S = 120.0, 150.0
+FEW_WEI = 100
+"""What rounding may leave undivided of the demo's royalties."""
 
 
 async def settle(desk: ChainDesk, village: Village, people: People, offers: Offers, answers: list[Answer]) -> None:
-    """To be seen."""
+    """Print what each answer cost and who earned it; settle everything; show that nothing is missing."""
+    roles = {format_address(address): role for role, address in people.earners().items()}
+    names = {artifact: name for name, artifact in offers.adapters.items()} | {offers.base: "base"}
+    say("")
     for answer in answers:
-        say("paid", f"{answer.title}: {answer.about}")
+        about = answer.about
+        say(
+            "receipt",
+            f"{about['receipt'][:18]}…  {answer.title}: {wei(about['fee'])}, {wei(about['compute'])} of it compute",
+        )
+        for part in about["earns"]:
+            say("", f"  {names[part['artifact']]:<8} {wei(part['wei']):>24} royalty, {roles[part['owner']]}")
+    spent = await _redeemed(desk, village, answers)
+    before = await desk.balances(people.earners())
+    await _prove(village, answers[-1], desk)
+    say("")
+    for step in _claims(village, offers, people):
+        await openlora("rewards", "claim", *step, *people.sends("deployer"), *_chain(village))
+    after = await desk.balances(people.earners())
+    earned = {role: after[role] - before[role] for role in after}
+    for role, amount in earned.items():
+        if amount:
+            say("earned", f"{role:<24}{wei(amount):>26}")
+    left = spent - sum(earned.values())
+    say("", f"{'together':<24}{wei(sum(earned.values())):>26}")
+    say("", f"{'redeemed of the escrow':<24}{wei(spent):>26}, {left} wei of dust stay undivided")
+    if not 0 <= left <= FEW_WEI:
+        raise CommandFailed(f"{left} wei are unaccounted for")
+
+
+def wei(amount: int | str) -> str:
+    """For people."""
+    return f"{int(amount):,} wei"
+
+
+async def _redeemed(desk: ChainDesk, village: Village, answers: Iterable[Answer]) -> int:
+    """Wait until the nodes took what they are owed; what left the payer's escrow."""
+    owed: dict[str, int] = defaultdict(int)
+    for answer in answers:
+        owed[answer.about["node"]] += int(answer.about["fee"])
+    payer = People.wallet("payer").address
+    for node, amount in owed.items():
+
+        async def is_paid(node: str = node, amount: int = amount) -> bool:
+            escrow = await desk.settlement.account_of(payer, parse_bytes32(node))
+            return ESCROW_WEI - escrow.balance >= amount
+
+        await until(is_paid, "the nodes to redeem", REDEEM_S, pause=0.5)
+        name = next(place.name for place in village.nodes if place.node == node)
+        say("redeemed", f"{name}: {wei(amount)}, as vouchered, by a transaction of its own accord")
+    return sum(owed.values())
+
+
+async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> None:
+    """Take a receipt out of its node's journal and check it with nothing but what the chain holds."""
+    place = next(place for place in village.nodes if place.node == answer.about["node"])
+    bundle = village.home / "receipt.json"
+
+    async def exported() -> dict[str, object] | None:
+        try:
+            told = await openlora(
+                "receipts", "export", answer.about["receipt"], "--out", bundle, "--config", place.config
+            )
+        except CommandFailed:
+            return None  # its epoch is not over
+        return told  # type: ignore[no-any-return]
+
+    told = await until(exported, "the receipt's epoch to end", ANCHOR_S, pause=2)
+    epoch = int(told["epoch"])
+
+    async def anchored() -> bytes:
+        root = await desk.anchor.root_of(parse_bytes32(place.node), epoch)
+        return root if any(root) else b""
+
+    root = await until(anchored, "the node to anchor its epoch", ANCHOR_S, pause=1)
+    key = format_address((await desk.nodes.node_of(parse_bytes32(place.node))).key)
+    await openlora(
+        *("receipts", "verify", bundle, "--root", f"0x{root.hex()}", "--key", key),
+        *("--chain-id", str(desk.deployment.chain_id), "--contract", format_address(desk.deployment.settlement)),
+    )
+    say(
+        "anchored", f"{place.name}, epoch {epoch}: a receipt out of its journal is proven by the root on chain, offline"
+    )
+
+
+def _claims(village: Village, offers: Offers, people: People) -> Iterable[tuple[str, ...]]:
+    """A claim for everybody who may have earned something. Anyone may send it; it pays whom it is for."""
+    nodes = tuple(part for place in village.nodes for part in ("--node", place.node))
+    yield ("operator", *nodes)
+    yield ("protocol", *nodes)
+    for owner in ("base-owner", *sorted(set(ADAPTERS.values()))):
+        yield ("owner", "--address", format_address(people.wallet(owner).address))
+    for name in ADAPTERS:
+        table = ShareTable.decode(offers.shares[name].read_bytes())
+        for account, _ in table.shares:
+            data = ("--dataset", offers.datasets[name], "--shares", str(offers.shares[name]))
+            yield ("contributor", "--address", format_address(account), *data)
+
+
+def _chain(village: Village) -> tuple[str, ...]:
+    return ("--rpc", village.url, "--deployment", str(village.deployment_file))

@@ -17,7 +17,9 @@ from openlora_chain import keystore, password
 from openlora_node.network.identity import peer_id_of
 
 GAS_MONEY = 10 * 10**18
-READY_S = 120.0
+READY_S = 180.0
+ESCROW_WEI = 2 * 10**18
+"""What the gateway keeps in escrow with each node."""
 PRICES = (("pricing.input", "0.2 OPEN"), ("pricing.output", "0.6 OPEN"), ("pricing.settlement_charge", "0.001 OPEN"))
 
 
@@ -30,6 +32,10 @@ class NodePlace:
     node: str
     address: str
     health: str
+
+
+def _text(file: Path) -> str:
+    return file.read_text(encoding="utf-8").strip()
 
 
 def free_port() -> int:
@@ -60,7 +66,10 @@ class Village:
         await self.stage.start("devnet", "devnet", *where, "--engine", "embedded", "--json")
         told = await until(self._devnet, "the devnet", 60)
         self.deployment_file = Path(told["deploymentFile"])
-        say("devnet", f"{self.url}, chain {told['chainId']}: contracts deployed, {len(told['accounts'])} funded accounts")
+        say(
+            "devnet",
+            f"{self.url}, chain {told['chainId']}: contracts deployed, {len(told['accounts'])} funded accounts",
+        )
 
     async def _devnet(self) -> dict[str, object] | None:
         self.stage.check("devnet")
@@ -114,7 +123,7 @@ class Village:
         await self.stage.start("gateway", "gateway", "--config", self.gateway_config, "--json")
         told = await until(self._gateway, "the gateway", READY_S)
         self.gateway_url = told["url"].removesuffix("/v1")
-        self.token = Path(told["tokenFile"]).read_text().strip()
+        self.token = _text(Path(told["tokenFile"]))
         say("gateway", f"{told['url']}: the whole network as one OpenAI endpoint")
 
     def _write_gateway(self, offers: Offers, people: People) -> None:
@@ -134,7 +143,11 @@ class Village:
                 "poll_interval": "500ms",
             },
             "network": {"listen": ["/ip4/127.0.0.1/tcp/0"]},
-            "gateway": {"listen": f"127.0.0.1:{free_port()}", "names_file": str(names_file)},
+            "gateway": {
+                "escrow_per_node": f"{ESCROW_WEI} wei",
+                "listen": f"127.0.0.1:{free_port()}",
+                "names_file": str(names_file),
+            },
         }
         self.gateway_config.write_text(json.dumps(settings, indent=2))
 
