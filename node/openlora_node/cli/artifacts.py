@@ -149,8 +149,8 @@ def list_artifacts(
 
 
 @app.command()
-def show(artifact: Id, config: ConfigFile = None, sets: Sets = None) -> None:
-    """Print an artifact's manifest, where its files lie, and whether it is pinned. Always JSON."""
+def show(artifact: Id, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
+    """Print an artifact's manifest, where its files lie, and whether it is pinned."""
     wanted = parse_artifact_id(artifact)
 
     async def work() -> None:
@@ -158,14 +158,15 @@ def show(artifact: Id, config: ConfigFile = None, sets: Sets = None) -> None:
             manifest = store.manifest(wanted)
             if manifest is None:
                 raise _missing(artifact)
-            print_json(
-                {
-                    "artifact": artifact,
-                    "folder": str(store.folder(wanted)),
-                    "pinned": wanted in store.pinned(),
-                    "manifest": json.loads(manifest.encode()),
-                }
-            )
+            folder, pinned = str(store.folder(wanted)), wanted in store.pinned()
+            described = json.loads(manifest.encode())
+        if as_json:
+            print_json({"artifact": artifact, "folder": folder, "pinned": pinned, "manifest": described})
+            return
+        rows = [["folder", folder], ["pinned", "yes" if pinned else "no"]]
+        rows += [[entry["path"], size_text(entry["size"])] for entry in described.pop("files")]
+        rows += [[key, value if isinstance(value, str) else json.dumps(value)] for key, value in described.items()]
+        print_table(["", artifact], rows)
 
     run(work())
 
@@ -206,37 +207,43 @@ def pull(
 
 
 @app.command()
-def pin(artifact: Id, config: ConfigFile = None, sets: Sets = None) -> None:
+def pin(artifact: Id, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
     """Never evict an artifact; it may still be on its way here."""
     wanted = parse_artifact_id(artifact)
 
     async def work() -> None:
         async with _store(config, sets) as store:
             store.pin(wanted)
+        if as_json:
+            print_json({"artifact": artifact, "pinned": True})
 
     run(work())
 
 
 @app.command()
-def unpin(artifact: Id, config: ConfigFile = None, sets: Sets = None) -> None:
+def unpin(artifact: Id, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
     """Let an artifact be evicted again."""
     wanted = parse_artifact_id(artifact)
 
     async def work() -> None:
         async with _store(config, sets) as store:
             store.unpin(wanted)
+        if as_json:
+            print_json({"artifact": artifact, "unpinned": True})
 
     run(work())
 
 
 @app.command()
-def rm(artifact: Id, config: ConfigFile = None, sets: Sets = None) -> None:
+def rm(artifact: Id, config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
     """Delete an artifact from the store. Stop the node first; what is pinned must be unpinned."""
     wanted = parse_artifact_id(artifact)
 
     async def work() -> None:
         async with _store(config, sets) as store:
             store.remove(wanted)
+        if as_json:
+            print_json({"artifact": artifact, "removed": True})
 
     run(work())
 

@@ -58,11 +58,12 @@ def test_publish_look_keep_and_delete(tmp_path: Path) -> None:
         (dataset["artifact"], "dataset", True),
     }
     assert artifact in run(home, "list", "--kind", "adapter")
-    shown = json.loads(run(home, "show", artifact))
+    shown = data(home, "show", artifact)
+    assert "adapter_model.safetensors" in run(home, "show", artifact)
     assert shown["manifest"]["config"]["licence"] == "Apache-2.0"
     assert Path(shown["folder"], "adapter_model.safetensors").is_file()
     assert "unpin" in run(home, "rm", artifact, status=8)
-    run(home, "unpin", artifact)
+    assert data(home, "unpin", artifact) == {"artifact": artifact, "unpinned": True}
     weights = Path(shown["folder"], "adapter_model.safetensors")
     weights.chmod(0o600)
     weights.write_bytes(weights.read_bytes()[:-1] + b"?")
