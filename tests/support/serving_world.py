@@ -42,7 +42,7 @@ PRICES = Prices(200_000_000_000, 600_000_000_000, 1_000)
 """0.2 and 0.6 · 10⁻⁶ OPEN a token: 200,000 and 600,000 wei."""
 ROYALTY = 50_000_000_000
 OPEN_DOOR = Allowance(1e9, 1e9)
-OPTIONS = ServingOptions(peer=OPEN_DOOR, ip=OPEN_DOOR, signer=OPEN_DOOR)
+OPTIONS = ServingOptions(peer=OPEN_DOOR, ip=OPEN_DOOR, signer=OPEN_DOOR, answer_s=0.05)
 """Doors wide open, times long: each test narrows what it is about."""
 
 
@@ -285,7 +285,14 @@ class Payer:
         return self.signs_with or self.key
 
     def voucher(
-        self, pipeline: bytes, cumulative: int, compute: int, *, node: bytes = NODE, domain: Domain = DOMAIN
+        self,
+        pipeline: bytes,
+        cumulative: int,
+        compute: int,
+        *,
+        node: bytes = NODE,
+        domain: Domain = DOMAIN,
+        answers: bytes = ZERO32,
     ) -> bytes:
         """A packed, signed voucher."""
         return (
@@ -295,7 +302,7 @@ class Payer:
                 pipeline_id=pipeline,
                 cumulative_tokens=cumulative,
                 cumulative_compute=compute,
-                reference_digest=ZERO32,
+                reference_digest=answers,
             )
             .sign(domain, self.signer)
             .pack()
@@ -466,7 +473,8 @@ class World:
     async def settle(self, inbound: FakeInbound, payer: Payer | None = None) -> None:
         """Send the closing voucher and wait for the end."""
         tally = await self.tally(payer)
-        inbound.pay((payer or self.payer).voucher(self.pipeline.id, tally.tokens, tally.compute))
+        answers = receipt_of(inbound).digest(DOMAIN)
+        inbound.pay((payer or self.payer).voucher(self.pipeline.id, tally.tokens, tally.compute, answers=answers))
         await inbound.task  # type: ignore[attr-defined]
 
     def least_fee(self, prompt: int, most: int) -> int:

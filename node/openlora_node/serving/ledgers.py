@@ -40,7 +40,7 @@ class LiveLedger:
         self.tally: Tally = stored.tally
         self.signed: Signed[Voucher] | None = stored.newest_voucher
         self._runs: dict[bytes, OpenRun] = {}
-        self._grace: dict[bytes, int] = {}
+        self._grace: dict[bytes, tuple[int, asyncio.TimerHandle]] = {}
         self._graces = graces
         self._open_tokens = 0
         self._open_micro = 0
@@ -62,8 +62,8 @@ class LiveLedger:
 
     @property
     def grace(self) -> int:
-        """Fees of the receipts whose closing vouchers are still awaited, in wei."""
-        return sum(self._grace.values())
+        """Fees of the receipts that are no debt yet, in wei."""
+        return sum(fee for fee, _ in self._grace.values())
 
     def state(self) -> LedgerState:
         """A snapshot for the door."""
@@ -96,25 +96,34 @@ class LiveLedger:
             self.tally = after
         self.changed.fire()
 
-    def allow(self, digest: bytes, fee: int) -> None:
-        """A receipt of this fee is under way or waits for its closing voucher: not a debt yet."""
-        self._graces[self.key.payer] += fee - self._grace.get(digest, 0)
-        self._grace[digest] = fee
+    def allow(self, digest: bytes, fee: int, seconds: float) -> None:
+        """For so long, a receipt of this fee is no debt: its closing voucher may be on its way.
+
+        A voucher that pays for all that was used so far ends it at once. What lies unpaid meanwhile is bounded by
+        `unpaid_tokens`: output pauses there, whoever's it is.
+        """
+        self.stop_allowing(digest)
+        timer = asyncio.get_running_loop().call_later(seconds, self.stop_allowing, digest)
+        self._grace[digest] = (fee, timer)
+        self._graces[self.key.payer] += fee
 
     def stop_allowing(self, digest: bytes) -> None:
-        """Its closing voucher came, or is late."""
-        self._graces[self.key.payer] -= self._grace.pop(digest, 0)
-        if not self._graces[self.key.payer]:
-            del self._graces[self.key.payer]
+        """It is a debt from now on, or paid."""
+        fee, timer = self._grace.pop(digest, (0, None))
+        if timer is not None:
+            timer.cancel()
+            self._graces[self.key.payer] -= fee
+            if not self._graces[self.key.payer]:
+                del self._graces[self.key.payer]
 
     def due(self) -> Amounts:
         """What a voucher must reach to cover all that was used so far."""
-        used = self._used()
+        used = self.used()
         return Amounts(used.tokens, used.compute)
 
     def unpaid_tokens(self) -> int:
         """As `LedgerState.unpaid_tokens`, without going through every open request."""
-        used, voucher = self._used(), self.voucher
+        used, voucher = self.used(), self.voucher
         if used.owed(self.schedule, voucher) == 0:
             return 0
         tokens, compute = (voucher.cumulative_tokens, voucher.cumulative_compute) if voucher else (0, 0)
@@ -130,15 +139,21 @@ class LiveLedger:
         """The journal took an opening voucher: it stands unless a newer one is held."""
         held = self.voucher
         if held is None or signed.value.covers(held):
-            self.signed = signed
-            self.changed.fire()
+            self._stands(signed)
 
     def took(self, ledger: Ledger) -> None:
         """The journal has a newest voucher."""
-        self.signed = ledger.newest_voucher
+        self._stands(ledger.newest_voucher)
+
+    def _stands(self, signed: Signed[Voucher] | None) -> None:
+        self.signed = signed
+        if self.covers(self.used()):
+            for digest in list(self._grace):
+                self.stop_allowing(digest)
         self.changed.fire()
 
-    def _used(self) -> Tally:
+    def used(self) -> Tally:
+        """Receipts, and of every open request its prompt and what it has generated."""
         micro = self.tally.compute_micro_wei + self._open_micro
         if not self.tally.compute_micro_wei:
             micro += self._charge * TOKENS_PER_RATE
@@ -187,7 +202,7 @@ class Ledgers:
             ledger.took(outcome.ledger)
 
     def grace_of(self, payer: bytes) -> int:
-        """What receipts of a payer cost whose closing vouchers are still awaited, over all its ledgers."""
+        """What the receipts of a payer cost that are no debt yet, over all its ledgers."""
         return self._graces[payer]
 
     @staticmethod

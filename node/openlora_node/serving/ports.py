@@ -160,6 +160,8 @@ class ServingOptions:
     """How long paused output waits for a voucher before the response ends as cancelled."""
     closing_s: float = 30.0
     """How long a closing voucher is awaited before the receipt's fee counts as debt."""
+    answer_s: float = 2.0
+    """How long a closing voucher is awaited whose receipt is paid for already, before `settled`."""
     orphan_s: float = 30.0
     """How long a response whose reader is gone goes on before it ends as cancelled."""
     stall_s: float = 120.0

@@ -76,10 +76,14 @@ class Response:
         self.pieces: list[Piece] = []
         self.due: Amounts | None = None
         """What a voucher must reach before output goes on; None while it flows."""
+        self.pauses = 0
+        """How often a voucher was asked for."""
         self.finished: Finished | None = None
         self.error: OpenLoraError | None = None
         self.stored: StoredReceipt | None = None
         """The receipt of a request whose text is gone: there is nothing to follow."""
+        self.answered = False
+        """A voucher came on one of its streams after the receipt."""
         self.closed = False
         """The closing voucher came, or is no longer awaited."""
         self.covered_tokens = 0
@@ -129,8 +133,9 @@ class Response:
 
     def pause(self, due: Amounts | None) -> None:
         """Output waits for a voucher, or flows again."""
-        if due != self.due:
+        if due is not None or self.due is not None:
             self.due = due
+            self.pauses += due is not None
             self.changed.fire()
 
     def finish(self, finished: Finished) -> None:

@@ -225,10 +225,13 @@ async def _hold(desk: Desk, response: Response, ledger: LiveLedger, count: int) 
     limit = desk.options.unpaid_tokens
     if (unpaid := ledger.unpaid_tokens()) > 0 and unpaid + count > limit:
         try:
+            asked: object = response
             async with asyncio.timeout(desk.options.pay_s):
                 while (unpaid := ledger.unpaid_tokens()) > 0 and unpaid + count > limit:
                     bell = ledger.changed.next
-                    response.pause(ledger.due())
+                    if asked is not ledger.signed:  # once, and again after each voucher that was not enough
+                        asked = ledger.signed
+                        response.pause(ledger.due())
                     await bell.wait()
         except TimeoutError:
             response.mark_stopped(Stop.UNPAID)
@@ -249,7 +252,7 @@ async def _receipt(desk: Desk, response: Response, job: _Job, status: ReceiptSta
     most = max_fee(
         quote.schedule, quote.rates, admitted.prompt_tokens, response.generated, quote.quote.settlement_charge
     )
-    job.ledger.allow(response.digest, most)
+    job.ledger.allow(response.digest, most, desk.options.closing_s)
     reason = response.finish_reason(job.body.choices)
     outcome = Outcome(
         status=status,
@@ -267,26 +270,29 @@ async def _receipt(desk: Desk, response: Response, job: _Job, status: ReceiptSta
         salt=new_salt(),
     )
     stored, after = await desk.commit(response.digest, outcome)
-    job.ledger.allow(response.digest, stored.receipt.value.fee)
+    job.ledger.allow(response.digest, stored.receipt.value.fee, desk.options.closing_s)
     job.ledger.end(response.digest, after)
     return Finished(stored, reason, after, stored.receipt.value.finished_at)
 
 
 async def _close(desk: Desk, response: Response, ledger: LiveLedger) -> None:
-    """Await the closing voucher; what it leaves unpaid afterwards is debt, and the journal knows it as that."""
+    """Await the closing voucher; what it leaves unpaid afterwards is debt, and the journal knows it as that.
+
+    Until then the payer's place is taken. Requests side by side share one voucher: what was signed for another's prompt
+    may reach this receipt, so the payer's answer to it is waited for unless everything is paid.
+    """
     finished = response.finished
     assert finished is not None
     try:
         async with asyncio.timeout(desk.options.closing_s):
             while True:
                 bell = ledger.changed.next
-                if ledger.covers(finished.after):
+                if ledger.covers(ledger.used()) or (response.answered and ledger.covers(finished.after)):
                     break
                 await bell.wait()
     except TimeoutError:
         _log.info("no closing voucher for receipt %d: its fee is owed", finished.stored.receipt.value.seq)
     finally:
-        ledger.stop_allowing(response.digest)
         response.close(ledger.voucher.cumulative_tokens if ledger.voucher else 0)
 
 

@@ -15,6 +15,7 @@ from ..protocol.crypto import Signer
 from ..protocol.eip712 import Domain
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.pipeline import Pipeline
+from ..protocol.structs import Voucher
 from .accounts import Accounts
 from .capacity import Capacity
 from .desk import Desk
@@ -203,7 +204,8 @@ class Serving:
         else:
             response = self._find(verdict.digest) or self._begin(verdict)
         del message, knock, verdict
-        await follow(inbound, response, self._take, self._options.orphan_s)
+        options = self._options
+        await follow(inbound, response, self._take, orphan_s=options.orphan_s, answer_s=options.answer_s)
 
     def _find(self, digest: bytes) -> Response | None:
         return self._live.get(digest) or self._recent.find(digest, self._desk.clock())
@@ -251,14 +253,16 @@ class Serving:
         finally:
             self._live.pop(response.digest, None)
 
-    async def _take(self, response: Response, packed: bytes) -> None:
+    async def _take(self, response: Response, packed: bytes) -> Voucher:
         """A voucher that came on a stream, for the ledger of the response that the stream follows."""
         domain = self._desk.house.domain
         signed = read_voucher(packed, response.key, lambda voucher: voucher.signer(domain))
         ledger = await self._desk.ledgers.find(response.key)
         if ledger is None:
             raise OpenLoraError(ErrorCode.NOT_FOUND, "this request is not admitted yet")
+        response.answered = response.finished is not None
         await self._desk.ledgers.pay(ledger, signed)
+        return signed.value
 
     async def _prune(self) -> None:
         """Now and then: forget interrupted requests that nobody can send again."""

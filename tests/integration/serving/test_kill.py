@@ -1,4 +1,4 @@
-"""SIGKILL at every step of the journal while requests are served: every receipt accounted for, nothing charged twice."""
+"""SIGKILL at every step of the journal while requests are served: every receipt accounted for, none charged twice."""
 
 from __future__ import annotations
 
