@@ -12,7 +12,7 @@ from .chainwrite import Step, Writing, carry_out
 from .options import NOUN
 from .output import print_json, print_table
 
-app = typer.Typer(help="Look after the money that a payer set aside for nodes.", no_args_is_help=True, **NOUN)
+app = typer.Typer(help="Set money aside for nodes, and take it back.", no_args_is_help=True, **NOUN)
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="Node id.")]
 Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="Such as '2 OPEN' or '500 gwei'.")]

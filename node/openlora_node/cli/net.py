@@ -13,7 +13,7 @@ from .exits import Exit
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
 from .output import print_json, print_table, print_text
 
-app = typer.Typer(help="How others reach this node.", no_args_is_help=True, **NOUN)
+app = typer.Typer(help="See how others reach this node, and what to change.", no_args_is_help=True, **NOUN)
 
 WORDS = {
     "direct": "direct: peers reach this node at its own address",
