@@ -20,7 +20,7 @@ from openlora_node.network.inference import Inbound
 from openlora_node.protocol.messages import Accepted, Infer, Pay, Settled
 from support.network_adverts import ONLINE
 from support.network_infer import DONE, ServingNode, make_network
-from support.network_peers import Registry, secret
+from support.network_peers import CALM, Registry, secret
 
 TOKENS = 4
 
@@ -76,7 +76,7 @@ async def _node(index: int, count: int, log: Path) -> None:
     registry = Registry()
     for each in range(count):
         registry.register(secret(each))
-    network, node = make_network(registry, key=secret(index))
+    network, node = make_network(registry, CALM, key=secret(index))
     state: OwnState = ONLINE
     network.advertise(state)
     await network.start()

@@ -15,6 +15,8 @@ from openlora_node.protocol.crypto import LocalSigner
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)
 QUICK = HostOptions(listen=LOOPBACK, ping_interval=0.2, handshake_timeout=20.0, dial_timeout=20.0)
 """Patient enough for a busy machine."""
+CALM = replace(QUICK, ping_interval=5.0, frozen_after=60.0, stream_timeout=60.0)
+"""For many processes at once: few pings, and no peer is given up because the machine is busy."""
 IMPATIENT = replace(QUICK, frozen_after=0.6, stream_timeout=2.0)
 """For tests of what is given up."""
 

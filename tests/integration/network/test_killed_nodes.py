@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from openlora_node.network import inference_client
 from openlora_node.network.candidates import Candidates
 from openlora_node.network.inference import InferClient
 from openlora_node.network.routing import Ask
@@ -18,7 +19,7 @@ from openlora_node.protocol.messages import Accepted, Infer, InferMessage, Token
 from support.network_adverts import BASE
 from support.network_fleet import TOKENS, Worker, fleet
 from support.network_infer import Attempts, ask_around, make_network, token_count
-from support.network_peers import Registry, secret
+from support.network_peers import CALM, Registry, secret
 
 NODES, KILLED, REQUESTS = 10, 3, 200
 
@@ -28,12 +29,15 @@ def nonce_of(request: int, attempt: int) -> bytes:
 
 
 @pytest.mark.slow
-async def test_a_third_of_the_nodes_dies_under_two_hundred_requests(tmp_path: Path) -> None:
+async def test_a_third_of_the_nodes_dies_under_two_hundred_requests(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_client, "OPEN_TIMEOUT_S", 60.0)
     with fleet(NODES, tmp_path) as workers:
         registry = Registry()
         for index in range(NODES):
             registry.register(secret(index))
-        payer, _ = make_network(registry, payer=True)
+        payer, _ = make_network(registry, CALM, payer=True)
         await payer.start()
         where = {worker.node: worker for worker in workers}
 
@@ -43,7 +47,7 @@ async def test_a_third_of_the_nodes_dies_under_two_hundred_requests(tmp_path: Pa
         payer.connect_node = connect_node  # type: ignore[method-assign, assignment]
         client, candidates = InferClient(payer), Candidates(payer)
         try:
-            async with asyncio.timeout(90):
+            async with asyncio.timeout(120):
                 await payer.follow(BASE)
                 await asyncio.gather(*(payer.connect_node(worker.node) for worker in workers))
                 while len(await candidates.live(BASE)) < NODES:
