@@ -26,7 +26,7 @@ class _Choice(msgspec.Struct):
 
 class _Event(msgspec.Struct):
     choices: list[_Choice] = []
-    error: msgspec.Raw | None = None
+    error: msgspec.Raw = msgspec.Raw(b"null")
 
 
 _EVENT = msgspec.json.Decoder(_Event)
@@ -38,8 +38,8 @@ def chunks_of(text: bytes, choices: int) -> Iterator[Chunk]:
         event = _EVENT.decode(text)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise broken("the engine sent an event that does not parse") from None
-    if event.error is not None:
-        raise _mid_stream(failure(500, text))
+    if bytes(event.error) != b"null":
+        raise _mid_stream(failure(None, text))
     for choice in event.choices:
         said = (choice.delta.content if choice.delta is not None else choice.text) or ""
         if not 0 <= choice.index < choices:

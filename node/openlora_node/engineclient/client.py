@@ -159,15 +159,25 @@ class EngineClient:
         model = (await self.info()).model
         self._dialect.body(body, mix, model, None)
         if body.kind == "chat":
-            return await self._tokens({"model": model, **_chosen(body.raw, _TEMPLATE_FIELDS)})
+            return await self._fitting(await self._tokens({"model": model, **_chosen(body.raw, _TEMPLATE_FIELDS)}))
         specials = _chosen(body.raw, ("add_special_tokens",))
         total = 0
         for prompt in _prompts(body.raw["prompt"]):
             if isinstance(prompt, str):
-                total += await self._tokens({"model": model, "prompt": prompt, **specials})
+                found = await self._tokens({"model": model, "prompt": prompt, **specials})
             else:
-                total += len(prompt)
+                found = len(prompt)
+            total += await self._fitting(found)
         return total
+
+    async def _fitting(self, tokens: int) -> int:
+        """The tokens of one prompt, where the context holds them."""
+        longest = (await self.info()).max_model_len
+        if tokens > longest:
+            raise OpenLoraError(
+                ErrorCode.PROMPT_TOO_LONG, f"a prompt has {tokens} tokens; the context holds {longest}: shorten it"
+            )
+        return tokens
 
     def generate(
         self, body: EngineBody, mix: Mix, *, max_tokens: int | None, tenant: str, request_id: str

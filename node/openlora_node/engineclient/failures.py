@@ -73,9 +73,11 @@ def broken(problem: str = "the engine broke off") -> OpenLoraError:
     return OpenLoraError(ErrorCode.ENGINE_FAILED, f"{problem}: the run costs nothing, send the same request again")
 
 
-def failure(status: int, body: bytes, retry_after: str | None = None) -> OpenLoraError:
-    """The error of a response with a status that is no success, or of an event that says `error`."""
+def failure(status: int | None, body: bytes, retry_after: str | None = None) -> OpenLoraError:
+    """The error of a response with a status that is no success, or (no status) of an event that says `error`."""
     detail = _detail(body)
+    if status is None:
+        status = detail.code if isinstance(detail.code, int) else 500
     code = _NATIVE.get(str(detail.code))
     if code is not None:  # written by us, for whoever caused it
         message: str | None = detail.message[:MAX_MESSAGE_CHARS] or None

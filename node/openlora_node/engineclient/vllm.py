@@ -29,10 +29,14 @@ class Vllm:
         return EngineInfo(model=model, model_digest="", max_model_len=longest, version=built, digest=digest)
 
     def body(self, body: EngineBody, mix: Mix, model: str, max_tokens: int | None) -> dict[str, Any]:
-        """As Dialect says. Raises UNSUPPORTED for mixes and weights other than 1."""
+        """As Dialect says. Raises UNSUPPORTED for mixes, weights other than 1, and several greedy choices."""
         if mix.adapters and mix.single is None:
             raise OpenLoraError(
                 ErrorCode.UNSUPPORTED, "this node's engine mixes no adapters: ask for one at weight 1, or another node"
+            )
+        if body.raw.get("temperature") == 0 and body.raw.get("n", 1) > 1:
+            raise OpenLoraError(
+                ErrorCode.UNSUPPORTED, "this node's engine gives one choice at temperature 0: ask for n = 1"
             )
         name = model if mix.single is None else engine_name(mix.single)
         return _in_its_words(body.for_engine(name, max_tokens=max_tokens))

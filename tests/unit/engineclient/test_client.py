@@ -292,6 +292,9 @@ async def test_prompts_are_counted_by_the_engine_and_ids_by_themselves() -> None
             {"model": "base", "prompt": "a", "add_special_tokens": False},
             {"model": "base", "prompt": "b", "add_special_tokens": False},
         ]
+        script.json("/tokenize", {"count": 257})
+        for long in (chat, body(prompt=["a", "b"]), body(prompt=[1] * 257)):
+            assert (await failing(client.count(long, BASE))).code is ErrorCode.PROMPT_TOO_LONG
         script.json("/tokenize", {"nothing": 1})
         assert (await failing(client.count(body(), BASE))).code is ErrorCode.ENGINE_FAILED
 
@@ -407,6 +410,7 @@ class TestVllm:
             for mix in (BOTH, Mix(((ONE, 5_000),))):
                 for work in (all_of(client, mix=mix), client.count(body(), mix)):
                     assert (await failing(work)).code is ErrorCode.UNSUPPORTED
+            assert (await failing(all_of(client, body(n=2, temperature=0)))).code is ErrorCode.UNSUPPORTED
             assert not asked_for(script, COMPLETIONS)
 
     async def test_an_adapter_that_is_there_already_is_no_error(self) -> None:

@@ -81,6 +81,23 @@ def test_what_makes_no_sense_or_failed_is_a_failed_run(bad: bytes) -> None:
     assert failed.value.code is ErrorCode.ENGINE_FAILED
 
 
+@pytest.mark.parametrize(
+    ("code", "expected"),
+    [
+        ("UNSUPPORTED", ErrorCode.UNSUPPORTED),
+        ("BAD_REQUEST", ErrorCode.MALFORMED),
+        (400, ErrorCode.MALFORMED),
+        ("DRAINING", ErrorCode.ENGINE_FAILED),
+        (503, ErrorCode.ENGINE_FAILED),
+    ],
+)
+def test_an_event_that_tells_an_error_is_that_error(code: Any, expected: ErrorCode) -> None:
+    with pytest.raises(OpenLoraError) as told:
+        list(chunks_of(json.dumps({"error": {"message": "a grammar", "code": code}}).encode(), 1))
+    assert told.value.code is expected
+    assert "parse" not in told.value.message
+
+
 def test_gauges_whatever_their_prefix() -> None:
     text = (
         "# HELP vllm:num_requests_running Running.\n"
