@@ -1,4 +1,4 @@
-"""The vLLM dialect against what vLLM 0.32.0 really sent: answers of a CPU server with the demo's pirate, played back."""
+"""The vLLM dialect against what vLLM 0.32.0 really sent: answers of a CPU server with the demo's pirate, replayed."""
 
 from __future__ import annotations
 
