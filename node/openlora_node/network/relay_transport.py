@@ -5,6 +5,7 @@ libp2p 0.8.1 dials a circuit address by TCP, at the relay, as if the relay were 
 
 from __future__ import annotations
 
+import socket
 from collections.abc import Awaitable, Callable
 from typing import cast
 
@@ -14,6 +15,7 @@ from libp2p.connection_types import ConnectionType
 from libp2p.custom_types import THandler
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.exceptions import ConnectionClosedError
+from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.stream.exceptions import StreamEOF
 from libp2p.stream_muxer.yamux.yamux import Yamux
@@ -23,7 +25,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ..protocol.errors import OpenLoraError
 from . import patches
-from .reach_addresses import Circuit, is_circuit, normal_ip, parse_circuit
+from .reach_addresses import Circuit, ip_of, is_circuit, normal_ip, parse_circuit, port_of
 from .stream import BROKEN
 
 CLOSE_TIMEOUT_S = 1.0
@@ -37,6 +39,26 @@ class DirectTCP(TCP):
     def can_dial(self, maddr: Multiaddr) -> bool:
         """Whether this is a plain TCP address."""
         return not is_circuit(str(maddr)) and super().can_dial(maddr)
+
+    async def dial_with_source(self, maddr: Multiaddr, source: tuple[str, int]) -> IRawConnection:
+        """Dial from a port that is listened on. libp2p's own loses the socket when it is cancelled."""
+        host, port = ip_of(str(maddr)), port_of(str(maddr))
+        if host is None or not port:
+            raise OpenConnectionError("only an IP address and a port can be dialled from a given port")
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        sock = trio.socket.socket(family, socket.SOCK_STREAM)
+        try:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+            await sock.bind(source)
+            await sock.connect((host, port))
+        except OSError as error:
+            sock.close()
+            raise OpenConnectionError(f"dialling from port {source[1]} failed") from error
+        except BaseException:
+            sock.close()
+            raise
+        return RawConnection(TrioTCPStream(trio.SocketStream(sock)), True)
 
 
 class CircuitStream(ReadWriteCloser):
