@@ -17,6 +17,8 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy
+from safetensors.numpy import save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from openlora_chain.store import NewIntent
@@ -103,6 +105,8 @@ def write_base(folder: Path) -> Path:
     (folder / "tokenizer.json").write_text(tokenizer().to_str())
     (folder / "chat_template.jinja").write_text(TEMPLATE)
     (folder / "tokenizer_config.json").write_text("{}")
+    (folder / "config.json").write_text('{"architectures": ["LlamaForCausalLM"], "model_type": "llama"}')
+    save_file({"weight": numpy.zeros(4, numpy.float32)}, folder / "model.safetensors")
     return folder
 
 
@@ -666,8 +670,7 @@ class World:
 
     async def settle_down(self) -> None:
         """Wait until nothing of ours runs."""
-        while len(self.requests):
-            await asyncio.sleep(0)
+        await self.requests.idle()
 
 
 def chat(text: str = "the quick brown fox", model: str = "tiny", **fields: Any) -> bytes:

@@ -76,6 +76,8 @@ class Gateway:
     recovery: Recovery
     network: Network
     chain: ChainParts
+    requests: Tasks
+    """What is being earned, paid and funded; idle when every answer is settled."""
 
     async def health(self) -> list[ServiceHealth]:
         """How each service is doing."""
@@ -198,7 +200,7 @@ async def _compose(
         stack.callback((folder / URL_FILE).unlink, missing_ok=True)
     for base in names.bases.values():
         background.spawn(nodes.follow(base.id), f"following {base.name}")
-    return Gateway(url, token_file, token, payer, endpoint, recovery, network, parts)
+    return Gateway(url, token_file, token, payer, endpoint, recovery, network, parts, requests)
 
 
 async def open_payer_key(config: Config, environment: Mapping[str, str] = os.environ) -> Wallet:

@@ -21,10 +21,12 @@ from .checking import Expected, check_receipt
 from .ledger_book import Amounts
 from .offers import Offer, pipeline_parts, verify_quote
 from .ports import Chain, Exchange
-from .progress import Piece, Progress
+from .progress import Piece, Progress, Stage
 from .purse import Purse, Ticket
 
 QUOTE_TIMEOUT_S = 10.0
+ACCEPT_TIMEOUT_S = 30.0
+"""Longest wait until the node has taken the request or refused it."""
 SILENCE_S = 120.0
 """Longest wait for the next message: loading an adapter, or standing in the node's queue."""
 AFTER_CANCEL_S = 15.0
@@ -99,12 +101,21 @@ async def ask_quote(
 class Attempt:
     """One signed request at one node."""
 
-    def __init__(self, exchange: Exchange, purse: Purse, chain: Chain, order: Order, offer: Offer) -> None:
+    def __init__(
+        self,
+        exchange: Exchange,
+        purse: Purse,
+        chain: Chain,
+        order: Order,
+        offer: Offer,
+        on_accepted: Callable[[], None] = lambda: None,
+    ) -> None:
         self._exchange = exchange
         self._purse = purse
         self._chain = chain
         self._order = order
         self._offer = offer
+        self._on_accepted = on_accepted
         self._cancelled = False
         self._timer: asyncio.Timeout | None = None
         self.lost = 0
@@ -183,6 +194,8 @@ class Attempt:
             match message := await self._next():
                 case Accepted():
                     self.progress.accepted(message)
+                    await self._purse.accepted(ticket)
+                    self._on_accepted()
                 case Tokens():
                     piece = self.progress.tokens(message)
                     self._purse.generated(ticket, self.progress.generated)
@@ -202,7 +215,8 @@ class Attempt:
     async def _next(self) -> InferMessage:
         """The next message. A node that is silent for too long is lost; one that was told to stop must soon."""
         try:
-            async with asyncio.timeout(AFTER_CANCEL_S if self._cancelled else SILENCE_S) as self._timer:
+            limit = SILENCE_S if self.progress.stage is Stage.ACCEPTED else ACCEPT_TIMEOUT_S
+            async with asyncio.timeout(AFTER_CANCEL_S if self._cancelled else limit) as self._timer:
                 return await self._exchange.receive()
         except TimeoutError:
             raise OpenLoraError(ErrorCode.NODE_LOST, "the node fell silent") from None

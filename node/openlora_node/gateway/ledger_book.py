@@ -40,6 +40,8 @@ class OpenRequest:
     prompt_tokens: int
     rates: ComputeRates
     settlement_charge: int
+    accepted: bool = False
+    """Whether the node said that it took it: only then may vouchers of others count it."""
     generated: int = 0
 
     @property
@@ -63,7 +65,7 @@ class LedgerBook:
     remainder_micro_wei: int = 0
     """What the kept receipts' compute holds below a whole wei."""
     voucher: Amounts = Amounts()
-    """The newest voucher given."""
+    """The newest voucher that the node holds, as far as we know."""
     charge_due: bool = True
     """Whether no kept receipt held the settlement charge yet."""
     requests: dict[bytes, OpenRequest] = field(default_factory=dict)
@@ -71,6 +73,10 @@ class LedgerBook:
     def open(self, digest: bytes, offer: Offer, prompt_tokens: int) -> None:
         """A request is about to be sent: its prompt counts from now on."""
         self.requests[digest] = OpenRequest(prompt_tokens, offer.rates, offer.quote.settlement_charge)
+
+    def accept(self, digest: bytes) -> None:
+        """The node took the request."""
+        self.requests[digest].accepted = True
 
     def generated(self, digest: bytes, tokens: int) -> None:
         """So many tokens have come for a request in all."""
@@ -81,19 +87,20 @@ class LedgerBook:
         """The request is settled or given up: it counts no longer by itself."""
         self.requests.pop(digest, None)
 
-    def accrued(self) -> Amounts:
-        """Everything counted so far: the most that any voucher says."""
-        if not self.requests:
+    def accrued(self, own: bytes | None = None) -> Amounts:
+        """Everything counted so far, of requests that the node took and of `own`: the most that any voucher says."""
+        counted = [request for digest, request in self.requests.items() if request.accepted or digest == own]
+        if not counted:
             return self.committed
-        micro = self.remainder_micro_wei + sum(request.micro_wei for request in self.requests.values())
-        charge = max(request.settlement_charge for request in self.requests.values()) if self.charge_due else 0
+        micro = self.remainder_micro_wei + sum(request.micro_wei for request in counted)
+        charge = max(request.settlement_charge for request in counted) if self.charge_due else 0
         # Rounded up: where each response falls in the node's own sums decides a wei.
         compute = self.committed.compute + charge + -(-micro // TOKENS_PER_RATE)
-        return Amounts(self.committed.tokens + sum(request.tokens for request in self.requests.values()), compute)
+        return Amounts(self.committed.tokens + sum(request.tokens for request in counted), compute)
 
-    def next_voucher(self) -> Amounts:
-        """The amounts of the voucher to give now."""
-        return self.voucher.joined(self.accrued())
+    def next_voucher(self, own: bytes | None = None) -> Amounts:
+        """The amounts of the voucher to give now; `own` is a request that is about to be sent with it."""
+        return self.voucher.joined(self.accrued(own))
 
     def worth(self, amounts: Amounts) -> int:
         """What a voucher of these amounts is worth, in wei."""

@@ -25,6 +25,7 @@ from .answer import Answer
 from .attempt import Attempt, Finished, Order, ask_quote, is_failed
 from .bodies import DEFAULT_CHAT_TOKENS, node_body
 from .escrow import Escrows
+from .lanes import Lanes
 from .models import Part, Wanted, known, wanted
 from .names import Names
 from .offers import Offer
@@ -38,9 +39,13 @@ MAX_OFFERS = 1_000
 KEPT_OUT_S = 3_600.0
 """How long a node that lied is not asked."""
 MAX_KEPT_OUT = 1_000
+PATIENCE_S = 120.0
+"""Longest wait for a place that another request of ours holds."""
+ROOM_WAIT_S = 1.0
 
 _ANEW = frozenset({ErrorCode.QUOTE_EXPIRED, ErrorCode.QUOTE_UNKNOWN, ErrorCode.MAX_FEE_TOO_LOW})
 _BOOKS = frozenset({ErrorCode.DEBT_OUTSTANDING, ErrorCode.VOUCHER_TOO_LOW, ErrorCode.VOUCHER_CONFLICT})
+_FULL = frozenset({ErrorCode.BUSY, ErrorCode.ESCROW_TOO_LOW})
 _OURS = frozenset(
     {ErrorCode.SPEND_CAP, ErrorCode.STORAGE_FULL, ErrorCode.STORAGE_READ_ONLY, ErrorCode.STORAGE_FAILED}
     | {ErrorCode.JOURNAL_CORRUPT, ErrorCode.TOO_MANY_NONCES}
@@ -81,6 +86,8 @@ class _Run:
     attempt: Attempt | None = None
     gone: bool = False
     tried: set[bytes] = field(default_factory=set)
+    full: set[bytes] = field(default_factory=set)
+    """Nodes where requests of ours hold the places."""
     lost: int = 0
 
     def left(self) -> bool:
@@ -127,6 +134,7 @@ class Payer:
         self._monotonic = monotonic
         self._offers: OrderedDict[tuple[bytes, bytes], Offer] = OrderedDict()
         self._kept_out: OrderedDict[bytes, float] = OrderedDict()
+        self._lanes = Lanes()
 
     async def prepare(self, body: Body) -> Prepared:
         """Understand a body. Raises BodyError, MODEL_NOT_FOUND, ACCESS_DENIED, CHAIN_FAILED."""
@@ -206,17 +214,28 @@ class Payer:
     async def _attempts(self, run: _Run) -> None:
         last: OpenLoraError | None = None
         again: bytes | None = None
+        attempts, deadline = 0, self._monotonic() + PATIENCE_S
         run.tried |= self._liars()
-        for _ in range(MAX_ATTEMPTS):
+        while attempts < MAX_ATTEMPTS:
             if run.left():
                 raise OpenLoraError(ErrorCode.CANCELLED)
             node = await self._choose(run) if again is None else again
             if node is None:
+                if self._monotonic() < deadline and any(map(self._lanes.holds, run.full)):
+                    # Requests of ours hold every place there is: one of them will end.
+                    await self._lanes.room(ROOM_WAIT_S)
+                    run.tried -= run.full
+                    run.full.clear()
+                    continue
                 raise self._nobody(run.prepared) if last is None else last
-            retried, again = again is not None, None
             run.tried.add(node)
+            if again is None and self._lanes.is_full(node):
+                run.full.add(node)
+                self.nodes.report(node, OpenLoraError(ErrorCode.CANCELLED))
+                continue
+            retried, again = again is not None, None
             try:
-                await self._try(run, node)
+                await self._visit(run, node)
             except OpenLoraError as error:
                 started = run.attempt is not None and run.attempt.started
                 run.lost += run.attempt.lost if run.attempt else 0
@@ -225,6 +244,10 @@ class Payer:
                 final = error.code in _OURS and not isinstance(error, TooDear)
                 if started or run.left() or final or _is_the_requests(error, last):
                     raise
+                if error.code in _FULL and self._lanes.holds(node):
+                    run.full.add(node)
+                else:
+                    attempts += 1
                 if error.code in _BOOKS:
                     await self._recover(node)
                 if not retried and error.code in _ANEW | _BOOKS:
@@ -235,6 +258,20 @@ class Payer:
                 return
         assert last is not None
         raise last
+
+    async def _visit(self, run: _Run, node: bytes) -> None:
+        """One attempt, counted among those under way at the node."""
+        self._lanes.enter(node, id(run))
+        completed = False
+        try:
+            await self._try(run, node)
+            completed = True
+        except OpenLoraError as error:
+            if error.code is ErrorCode.BUSY:
+                self._lanes.refused(node)
+            raise
+        finally:
+            self._lanes.leave(node, id(run), completed=completed)
 
     async def _choose(self, run: _Run) -> bytes | None:
         """A node whose escrow pays for the request, else one that may be funded: then it is, and waited for."""
@@ -273,7 +310,9 @@ class Payer:
                 choices=prepared.body.choices,
             )
             run.answer.node = node
-            run.attempt = Attempt(exchange, self.purse, self.chain, order, offer)
+            run.attempt = Attempt(
+                exchange, self.purse, self.chain, order, offer, lambda: self._lanes.accepted(node, id(run))
+            )
             if run.left():
                 raise OpenLoraError(ErrorCode.CANCELLED)
             finished, closing = await run.attempt.run(run.answer.put, escrow, fee)

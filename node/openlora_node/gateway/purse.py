@@ -39,6 +39,9 @@ from .checking import Checked, grown, refused
 from .ledger_book import Amounts, LedgerBook
 from .offers import Offer
 
+DOOR_WAIT_S = 30.0
+"""Longest wait until the node has taken or refused another request of the ledger."""
+MAX_NODE_HOLDS = 10_000
 CATCH_UP_S = 30.0
 """Longest wait for a request beside another to read what the node counts already."""
 REQUEST_LIFE_S = 240
@@ -73,10 +76,16 @@ class Ticket:
 
 @dataclass
 class _Held:
-    """A ledger in use: its book, who may change it now, and an event that ends with the next change."""
+    """A ledger in use: its book, who may change it now, and an event that ends with the next change.
+
+    `door` is held from signing a request until the node took or refused it: vouchers that are signed meanwhile could
+    neither count it, for the node refuses what runs ahead, nor leave it out, for vouchers only grow.
+    """
 
     book: LedgerBook
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    door: asyncio.Lock = field(default_factory=asyncio.Lock)
+    at_door: bytes | None = None
     changed: asyncio.Event = field(default_factory=asyncio.Event)
     users: int = 0
 
@@ -97,6 +106,8 @@ class Purse:
         self.caps = caps
         self.clock = clock
         self._books: dict[LedgerKey, _Held] = {}
+        self._node_holds: dict[LedgerKey, Amounts] = {}
+        """What nodes were found to hold, where that was less than the journal's newest voucher."""
 
     def __repr__(self) -> str:
         return f"Purse(0x{self.payer.hex()}, {len(self._books)} ledgers in use)"
@@ -118,7 +129,8 @@ class Purse:
     ) -> Ticket:
         """Sign a request with its opening voucher, count it against the caps and keep it: then it may be sent.
 
-        The ledger stays in use until `settle` or `give_up`. Raises SPEND_CAP, ESCROW_TOO_LOW, STORAGE_*.
+        Waits while another request of the ledger stands at the node's door. The ledger stays in use until `settle` or
+        `give_up`. Raises SPEND_CAP, ESCROW_TOO_LOW, BUSY when the door stays shut, STORAGE_*.
         """
         if max_fee > self.caps.per_request:
             raise OpenLoraError(
@@ -141,38 +153,49 @@ class Purse:
             expires_at=now + REQUEST_LIFE_S,
         ).sign(self.domain, self.signer)
         digest = Digest(request.value.digest(self.domain))
-        self._enter(key, offer.schedule)
+        held = self._enter(key, offer.schedule)
+        try:
+            await self._to_door(held)
+        except BaseException:
+            self._leave(key)
+            raise
+        held.at_door = digest
         try:
             async with self._book(key) as book:
                 worth_before = book.worth(book.voucher)
                 book.open(digest, offer, prompt_tokens)
-                try:
-                    amounts = book.next_voucher()
-                    opening = self._voucher(key, amounts, digest)
-                    spend = spending.Spend(
-                        request_digest=digest,
-                        node=offer.node,
-                        signer=key.signer,
-                        pipeline=key.pipeline,
-                        at=now,
-                        amount=max_fee,
-                        model=model,
-                        prompt_tokens=prompt_tokens,
-                        quote=offer.signed.pack(),
-                        preimage=offer.pipeline.pack(),
-                    )
-                    entry = request_rows.Entry(
-                        request, digest, key.signer, escrow, self._entry(opening, offer.schedule), MAX_WEI
-                    )
-                    least_seq = await self.journal.transact(lambda tx: self._admit(tx, entry, spend))
-                except BaseException:
-                    book.close(digest)
-                    raise
-                book.voucher = amounts
+                amounts = book.next_voucher(digest)
+                opening = self._voucher(key, amounts, digest)
+                spend = spending.Spend(
+                    request_digest=digest,
+                    node=offer.node,
+                    signer=key.signer,
+                    pipeline=key.pipeline,
+                    at=now,
+                    amount=max_fee,
+                    given=max(0, book.worth(amounts) - worth_before),
+                    model=model,
+                    prompt_tokens=prompt_tokens,
+                    quote=offer.signed.pack(),
+                    preimage=offer.pipeline.pack(),
+                )
+                entry = request_rows.Entry(request, digest, key.signer, escrow, None, MAX_WEI)
+                least_seq = await self.journal.transact(lambda tx: self._admit(tx, entry, spend))
         except BaseException:
+            held.book.close(digest)
+            self._from_door(held, digest)
             self._leave(key)
             raise
         return Ticket(key, offer, request, digest, opening, prompt_tokens, worth_before, least_seq)
+
+    async def accepted(self, ticket: Ticket) -> None:
+        """The node took the request, and with it the opening voucher."""
+        held = self._books[ticket.key]
+        async with held.lock:
+            held.book.accept(ticket.digest)
+            held.book.voucher = held.book.voucher.joined(amounts_of(ticket.opening.value))
+            await self.journal.transact(lambda tx: self._keep(tx, ticket.opening, ticket.offer.schedule))
+        self._from_door(held, ticket.digest)
 
     def generated(self, ticket: Ticket, tokens: int) -> None:
         """So many tokens have come in all: they count in the next voucher."""
@@ -189,14 +212,10 @@ class Purse:
         try:
             async with asyncio.timeout(CATCH_UP_S):
                 while True:
-                    async with self._book(ticket.key) as book:
+                    async with self._shut_door(ticket), self._book(ticket.key) as book:
                         amounts = book.next_voucher()
                         if amounts.covers(demanded):
-                            voucher = self._voucher(ticket.key, amounts, ticket.digest)
-                            entry = self._entry(voucher, ticket.offer.schedule)
-                            await self.journal.transact(lambda tx: voucher_rows.advance_voucher(tx, entry))  # noqa: B023
-                            book.voucher = amounts
-                            return voucher
+                            return await self._pay(ticket, book, amounts)
                         if len(book.requests) == 1:
                             break
                     await self._books[ticket.key].changed.wait()
@@ -211,7 +230,7 @@ class Purse:
 
         Raises RECEIPT_INVALID where it contradicts a receipt that is held; then the request is still to be given up.
         """
-        async with self._book(ticket.key) as book:
+        async with self._shut_door(ticket), self._book(ticket.key) as book:
             open_request = book.requests.pop(ticket.digest)
             try:
                 kept, voucher = await self.journal.transact(
@@ -221,6 +240,7 @@ class Purse:
                 book.requests[ticket.digest] = open_request
                 await self._refresh(ticket.key, book)
                 raise
+        self._from_door(self._books[ticket.key], ticket.digest)
         self._leave(ticket.key)
         return kept, voucher
 
@@ -249,18 +269,18 @@ class Purse:
         Returns what the vouchers given with it are worth at most, in wei: that counts as spent. `received` is the
         output hash of what came, so that a receipt that turns up later is paid only if it is over exactly that.
         """
+        held = self._books[ticket.key]
         try:
-            async with self._book(ticket.key) as book:
-                book.close(ticket.digest)
-                given = min(max(0, book.worth(book.voucher) - ticket.worth_before), ticket.request.value.max_fee)
+            async with held.lock:
+                held.book.close(ticket.digest)
 
-                def write(tx: Transaction) -> None:
+                def write(tx: Transaction) -> int:
                     request_rows.interrupt(tx, ticket.digest)
-                    spending.lost(tx, ticket.digest, given, note, received)
+                    return spending.lost(tx, ticket.digest, note, received)
 
-                await self.journal.transact(write)
-                return given
+                return await self.journal.transact(write)
         finally:
+            self._from_door(held, ticket.digest)
             self._leave(ticket.key)
 
     async def interrupted(self) -> int:
@@ -272,11 +292,7 @@ class Purse:
         def write(tx: Transaction) -> int:
             for spend in spending.unsettled(tx):
                 if spend.state is spending.SpendState.OPEN:
-                    key = LedgerKey(self.payer, spend.node, spend.signer, spend.pipeline)
-                    ledger = Books(tx).ledger(key)
-                    prepaid = max(0, ledger.voucher_value - ledger.fee)
-                    given = min(spend.amount, prepaid)
-                    spending.lost(tx, spend.request_digest, given, "the gateway ended before the response did")
+                    spending.lost(tx, spend.request_digest, "the gateway ended before the response did")
             return request_rows.interrupt_running(tx)
 
         return await self.journal.transact(write)
@@ -299,11 +315,60 @@ class Purse:
         """Whether the receipt with this number may hold its ledger's settlement charge."""
         return await self.journal.transact(lambda tx: charge_due(tx, ticket.key, seq))
 
-    def voucher_of(self, key: LedgerKey, amounts: Amounts, reference: bytes) -> Signed[Voucher]:
-        """A signed voucher. The caller keeps it in the journal before it leaves."""
-        return self._voucher(key, amounts, reference)
+    def node_holds(self, key: LedgerKey, amounts: Amounts) -> None:
+        """A node showed its newest voucher of ours: the next one builds on that, not on one that it refused."""
+        if len(self._node_holds) >= MAX_NODE_HOLDS:
+            self._node_holds.clear()
+        self._node_holds[key] = amounts
 
     # inside
+
+    async def _pay(self, ticket: Ticket, book: LedgerBook, amounts: Amounts) -> Signed[Voucher]:
+        voucher = self._voucher(ticket.key, amounts, ticket.digest)
+        given = max(0, book.worth(amounts) - ticket.worth_before)
+
+        def write(tx: Transaction) -> None:
+            spending.give(tx, ticket.digest, given)
+            self._keep(tx, voucher, ticket.offer.schedule)
+
+        await self.journal.transact(write)
+        book.voucher = amounts
+        return voucher
+
+    def _keep(self, tx: Transaction, voucher: Signed[Voucher], schedule: RoyaltySchedule) -> None:
+        """The newest of its ledger, unless the journal holds one that the node was shown and refused."""
+        try:
+            voucher_rows.advance_voucher(tx, self._entry(voucher, schedule))
+        except OpenLoraError as error:
+            if error.code is not ErrorCode.VOUCHER_CONFLICT:
+                raise
+        key = LedgerKey.of(voucher.value, self.signer.address)
+        if key in self._node_holds:
+            self._node_holds[key] = self._node_holds[key].joined(amounts_of(voucher.value))
+
+    async def _to_door(self, held: _Held) -> None:
+        try:
+            async with asyncio.timeout(DOOR_WAIT_S):
+                await held.door.acquire()
+        except TimeoutError:
+            raise OpenLoraError(
+                ErrorCode.BUSY, "another request stands at this node's door", retry_after_ms=1_000
+            ) from None
+
+    def _from_door(self, held: _Held, digest: bytes) -> None:
+        if held.at_door == digest:
+            held.at_door = None
+            held.door.release()
+
+    @asynccontextmanager
+    async def _shut_door(self, ticket: Ticket) -> AsyncIterator[None]:
+        """While a voucher is signed nobody else's request may be undecided."""
+        held = self._books[ticket.key]
+        if held.at_door == ticket.digest:
+            yield
+            return
+        async with held.door:
+            yield
 
     def _admit(self, tx: Transaction, entry: request_rows.Entry, spend: spending.Spend) -> int:
         spending.reserve(tx, spend, self.caps.per_day)
@@ -330,7 +395,7 @@ class Purse:
         self._load(tx, key, book)
         amounts = book.next_voucher()
         voucher = self._voucher(key, amounts, kept.digest)
-        voucher_rows.advance_voucher(tx, self._entry(voucher, offer.schedule))
+        self._keep(tx, voucher, offer.schedule)
         book.voucher = amounts
         return kept, voucher
 
@@ -343,10 +408,11 @@ class Purse:
                 await self._refresh(key, held.book)
             yield held.book
 
-    def _enter(self, key: LedgerKey, schedule: RoyaltySchedule) -> None:
+    def _enter(self, key: LedgerKey, schedule: RoyaltySchedule) -> _Held:
         """The ledger is in use until `_leave`."""
         held = self._books.setdefault(key, _Held(LedgerBook(schedule)))
         held.users += 1
+        return held
 
     def _leave(self, key: LedgerKey) -> None:
         held = self._books[key]
@@ -365,8 +431,7 @@ class Purse:
         book.committed = Amounts(start.tokens + ledger.tally.tokens, start.compute + ledger.tally.compute)
         book.remainder_micro_wei = ledger.tally.compute_micro_wei % TOKENS_PER_RATE
         newest = ledger.newest_voucher
-        held = amounts_of(newest.value) if newest else Amounts()
-        book.voucher = held
+        book.voucher = self._node_holds.get(key, amounts_of(newest.value) if newest else Amounts())
         book.charge_due = charge_due(tx, key, None)
 
     def _voucher(self, key: LedgerKey, amounts: Amounts, reference: bytes) -> Signed[Voucher]:

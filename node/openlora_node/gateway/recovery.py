@@ -164,7 +164,12 @@ class Recovery:
         ours = (await self._journal.ledger(key)).newest_voucher
         if not shown.voucher:
             if ours is not None:
-                await self._put(conversation, ours)
+                try:
+                    await self._put(conversation, ours)
+                except OpenLoraError as error:
+                    if error.code is not ErrorCode.VOUCHER_CONFLICT:
+                        raise
+                    self._purse.node_holds(key, Amounts())
             return 0
         theirs = Signed.unpack(Voucher, shown.voucher)
         value = theirs.value
@@ -176,7 +181,13 @@ class Recovery:
         used = Amounts(shown.tokens, int.from_bytes(shown.compute_micro_wei, "big") // TOKENS_PER_RATE)
         adopted = await self._purse.adopt(key, schedule, theirs, used)
         if ours is not None and not amounts_of(value).covers(amounts_of(ours.value)):
-            await self._put(conversation, ours)
+            try:
+                await self._put(conversation, ours)
+            except OpenLoraError as error:
+                if error.code is not ErrorCode.VOUCHER_CONFLICT:
+                    raise
+                # It was signed for more than came to be: requests that the node dropped or refused.
+                self._purse.node_holds(key, amounts_of(value))
         return int(adopted)
 
     async def _schedule(self, pipeline: Pipeline) -> RoyaltySchedule:

@@ -31,6 +31,11 @@ class Tasks:
         task.add_done_callback(self._ended)
         return task
 
+    async def idle(self) -> None:
+        """Wait until nothing runs."""
+        while self._tasks:
+            await asyncio.wait(self._tasks)
+
     async def close(self, grace_s: float) -> None:
         """Wait for what runs, at most `grace_s`, then cancel it."""
         if self._tasks:

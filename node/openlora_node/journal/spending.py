@@ -20,7 +20,7 @@ MAX_LISTED = 10_000
 """Rows that one listing gives."""
 
 _COLUMNS = (
-    "request_digest, node, signer, pipeline, at, state, amount, model, prompt_tokens, quote, preimage, charged,"
+    "request_digest, node, signer, pipeline, at, state, amount, given, model, prompt_tokens, quote, preimage, charged,"
     " received, note"
 )
 _SPENDS = f"SELECT {_COLUMNS} FROM spends"  # noqa: S608 - a constant
@@ -34,7 +34,7 @@ class SpendState(StrEnum):
     PAID = "paid"
     """Its receipt was checked and kept; `amount` is its fee."""
     LOST = "lost"
-    """No receipt came, or none that held; `amount` is what its vouchers gave the node at most."""
+    """No receipt came, or none that held; `amount` is `given`."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +47,8 @@ class Spend:
     pipeline: bytes
     at: int
     amount: int
+    given: int
+    """What the vouchers signed for it are worth beyond those that the node held before: the most that it can take."""
     model: str
     prompt_tokens: int
     quote: bytes
@@ -69,18 +71,18 @@ class Baseline:
 
 def reserve(transaction: Transaction, spend: Spend, per_day: int) -> None:
     """Count a request with its maxFee. Raises SPEND_CAP when the day's cap (wei) does not hold it."""
-    spent = spent_since(transaction, spend.at - DAY_S)
-    if spent + spend.amount > per_day:
+    left = max(0, per_day - spent_since(transaction, spend.at - DAY_S))
+    if spend.amount > left:
         raise OpenLoraError(
             ErrorCode.SPEND_CAP,
-            f"this request may cost {spend.amount} wei; of gateway.spend_per_day {max(0, per_day - spent)} wei are left",
+            f"this request may cost {spend.amount} wei; of gateway.spend_per_day {left} wei are left",
         )
     transaction.write(
         "spend.reserve",
-        f"INSERT INTO spends ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
+        f"INSERT INTO spends ({_COLUMNS}) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)",  # noqa: S608 - constants
         spend.request_digest, spend.node, spend.signer, spend.pipeline, spend.at, spend.state, wei(spend.amount),
-        spend.model, integer(spend.prompt_tokens, "prompt tokens"), spend.quote, spend.preimage, int(spend.charged),
-        spend.received, spend.note,
+        wei(spend.given), spend.model, integer(spend.prompt_tokens, "prompt tokens"), spend.quote, spend.preimage,
+        int(spend.charged), spend.received, spend.note,
     )  # fmt: skip
 
 
@@ -93,14 +95,23 @@ def paid(transaction: Transaction, request_digest: bytes, fee: int, *, charged: 
     )  # fmt: skip
 
 
-def lost(transaction: Transaction, request_digest: bytes, given: int, note: str, received: bytes | None = None) -> None:
-    """No receipt came: what the vouchers `given` (wei) with it are worth is the most that the node can take."""
+def give(transaction: Transaction, request_digest: bytes, given: int) -> None:
+    """A voucher for an open request is about to leave: `given` wei beyond what the node held before the request."""
+    transaction.write(
+        "spend.give", "UPDATE spends SET given = ? WHERE request_digest = ?", wei(min(given, MAX_WEI)), request_digest
+    )
+
+
+def lost(transaction: Transaction, request_digest: bytes, note: str, received: bytes | None = None) -> int:
+    """No receipt came: what its vouchers gave is the most that the node can take. Returns that, in wei."""
     transaction.write(
         "spend.lost",
-        "UPDATE spends SET state = 'lost', amount = ?, note = ?, received = ? WHERE request_digest = ?"
-        " AND state = 'open'",
-        wei(min(given, MAX_WEI)), note[:500], received, request_digest,
+        "UPDATE spends SET state = 'lost', amount = min(given, amount), note = ?, received = ?"
+        " WHERE request_digest = ? AND state = 'open'",
+        note[:500], received, request_digest,
     )  # fmt: skip
+    row = transaction.one("SELECT amount FROM spends WHERE request_digest = ?", request_digest)
+    return 0 if row is None else number(row[0])
 
 
 def annotate(transaction: Transaction, request_digest: bytes, note: str) -> None:
@@ -170,7 +181,23 @@ def set_baseline(transaction: Transaction, node: bytes, signer: bytes, pipeline:
 
 
 def _spend(row: tuple[Any, ...]) -> Spend:
-    digest, node, signer, pipeline, at, state, amount, model, prompt, quote, preimage, charged, received, note = row
+    (
+        digest,
+        node,
+        signer,
+        pipeline,
+        at,
+        state,
+        amount,
+        given,
+        model,
+        prompt,
+        quote,
+        preimage,
+        charged,
+        received,
+        note,
+    ) = row
     return Spend(
         request_digest=digest,
         node=node,
@@ -178,6 +205,7 @@ def _spend(row: tuple[Any, ...]) -> Spend:
         pipeline=pipeline,
         at=at,
         amount=number(amount),
+        given=number(given),
         model=model,
         prompt_tokens=prompt,
         quote=quote,

@@ -1,5 +1,6 @@
 -- What a payer's gateway may still have to pay and what it paid: one row a signed request. `amount` counts against the
--- caps: the request's maxFee while it is open, its receipt's fee once it is paid, what its vouchers gave once it is lost.
+-- caps: the request's maxFee while it is open, its receipt's fee once it is paid, and once it is lost `given`: what the
+-- vouchers signed for it were worth beyond those that the node held before.
 -- Quote, pipeline and counts stay, so that a receipt that comes late is checked as one that comes at once.
 CREATE TABLE spends (
   request_digest BLOB PRIMARY KEY CHECK (length(request_digest) = 32),
@@ -9,6 +10,7 @@ CREATE TABLE spends (
   at             INTEGER NOT NULL,
   state          TEXT NOT NULL CHECK (state IN ('open', 'paid', 'lost')),
   amount         BLOB NOT NULL CHECK (length(amount) = 16),
+  given          BLOB NOT NULL CHECK (length(given) = 16),
   model          TEXT NOT NULL,
   prompt_tokens  INTEGER NOT NULL CHECK (prompt_tokens >= 0),
   quote          BLOB NOT NULL,
