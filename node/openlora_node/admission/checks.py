@@ -34,14 +34,15 @@ class _Parsed:
     knock: Knock
     request: Signed[Request]
     pipeline: Pipeline
+    pipeline_id: bytes
     opening: Signed[Voucher] | None
+    quote: OpenQuote | None
 
 
 @dataclass(frozen=True)
 class _World:
     house: House
     now: int
-    quote: OpenQuote | None
 
 
 _Check = Callable[[_Parsed, _World], Refusal | None]
@@ -58,10 +59,10 @@ def examine(
     if refusal := fits_size(knock, house):
         return refusal
     try:
-        parsed = parse(knock)
+        parsed = parse(knock, find_quote)
     except ProtocolError as error:
         return Refusal.of(error)
-    world = _World(house, now, find_quote(parsed.request.value.quote_digest))
+    world = _World(house, now)
     for check in CHECKS:
         if refusal := check(parsed, world):
             return refusal
@@ -87,14 +88,17 @@ def fits_size(knock: Knock, house: House) -> Refusal | None:
     return None
 
 
-def parse(knock: Knock) -> _Parsed:
+def parse(knock: Knock, find_quote: FindQuote) -> _Parsed:
     """The structs. Raises ProtocolError for what does not parse, or is no value that a contract would take."""
-    return _Parsed(
-        knock,
-        Signed.unpack(Request, knock.request),
-        Pipeline.unpack(knock.pipeline),
-        Signed.unpack(Voucher, knock.voucher) if knock.voucher else None,
-    )
+    request = Signed.unpack(Request, knock.request)
+    quote = find_quote(request.value.quote_digest)
+    if quote is not None and knock.pipeline == quote.packed:  # parsed and hashed when it was quoted
+        pipeline, pipeline_id = quote.pipeline, quote.quote.pipeline_id
+    else:
+        pipeline = Pipeline.unpack(knock.pipeline)
+        pipeline_id = pipeline.id
+    opening = Signed.unpack(Voucher, knock.voucher) if knock.voucher else None
+    return _Parsed(knock, request, pipeline, pipeline_id, opening, quote)
 
 
 def names_this_node(parsed: _Parsed, world: _World) -> Refusal | None:
@@ -104,7 +108,7 @@ def names_this_node(parsed: _Parsed, world: _World) -> Refusal | None:
 
 def names_its_pipeline(parsed: _Parsed, _: _World) -> Refusal | None:
     """The pipeline beside the request is the one that it signs."""
-    if parsed.pipeline.id != parsed.request.value.pipeline_id:
+    if parsed.pipeline_id != parsed.request.value.pipeline_id:
         return Refusal(ErrorCode.BAD_PIPELINE, "the request signs another pipeline than the one beside it")
     return None
 
@@ -134,7 +138,7 @@ def is_not_expired(parsed: _Parsed, world: _World) -> Refusal | None:
 
 def quote_stands(parsed: _Parsed, world: _World) -> Refusal | None:
     """The quote is ours, for this payer and pipeline, and lives."""
-    open_quote, request = world.quote, parsed.request.value
+    open_quote, request = parsed.quote, parsed.request.value
     if open_quote is None:
         return Refusal(ErrorCode.QUOTE_UNKNOWN)
     quote = open_quote.quote
@@ -195,5 +199,5 @@ def _identify(parsed: _Parsed, world: _World, digest: Digest, rates: Rates, inst
             return Refusal(ErrorCode.BAD_SIGNATURE, "the request's signer signs its opening voucher too")
     except ProtocolError as error:
         return Refusal.of(error)
-    assert world.quote is not None
-    return Visitor(parsed.request, digest, signer, parsed.pipeline, world.quote, parsed.knock.body, parsed.opening)
+    assert parsed.quote is not None
+    return Visitor(parsed.request, digest, signer, parsed.pipeline, parsed.quote, parsed.knock.body, parsed.opening)

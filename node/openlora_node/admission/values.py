@@ -48,6 +48,8 @@ class OpenQuote:
     digest: Digest
     pipeline: Pipeline
     schedule: RoyaltySchedule
+    packed: bytes = b""
+    """The packed pipeline: a request that carries the same bytes names the same pipeline."""
 
     @property
     def quote(self) -> Quote:

@@ -120,8 +120,6 @@ class Journal:
         ESCROW_TOO_LOW, VOUCHER_CONFLICT, WRONG_NODE.
         """
         self._check_ours(request.value.payer, request.value.node)
-        if pipeline is not None and pipeline.pipeline.id != request.value.pipeline_id:
-            raise OpenLoraError(ErrorCode.BAD_PIPELINE, "the request names another pipeline")
         digest = Digest(request.value.digest(self.binding.domain))
         entry = requests.Entry(request, digest, signer, escrow, opening, debt_allowed, pipeline)
         return await self.transact(lambda tx: requests.admit(tx, entry, self._clock(), self._max_live_nonces))

@@ -31,15 +31,17 @@ class KnownPipeline:
         return RoyaltySchedule.of(self.pipeline, base, tuple(adapters))
 
 
-def remember(transaction: Transaction, known: KnownPipeline) -> None:
-    """Keep a pipeline under its id; one that is held stays as it is."""
-    pipeline = known.pipeline
-    if transaction.one("SELECT 1 FROM pipelines WHERE id = ?", pipeline.id) is None:
-        transaction.write(
-            "admit.pipelines",
-            "INSERT INTO pipelines (id, packed, rates) VALUES (?, ?, ?)",
-            pipeline.id, pipeline.pack(), b"".join(map(wei, known.rates)),
-        )  # fmt: skip
+def remember(transaction: Transaction, pipeline: bytes, known: KnownPipeline) -> None:
+    """Keep a pipeline under its id; one that is held stays as it is. Raises BAD_PIPELINE for another's id."""
+    if transaction.one("SELECT 1 FROM pipelines WHERE id = ?", pipeline) is not None:
+        return
+    if known.pipeline.id != pipeline:
+        raise OpenLoraError(ErrorCode.BAD_PIPELINE, "the request names another pipeline")
+    transaction.write(
+        "admit.pipelines",
+        "INSERT INTO pipelines (id, packed, rates) VALUES (?, ?, ?)",
+        pipeline, known.pipeline.pack(), b"".join(map(wei, known.rates)),
+    )  # fmt: skip
 
 
 def pipeline_of(transaction: Transaction, pipeline: bytes) -> KnownPipeline | None:

@@ -70,7 +70,7 @@ def admit(transaction: Transaction, entry: Entry, now: int, max_live_nonces: int
     if state is None:
         _check_live_nonces(transaction, entry.signer, now, max_live_nonces)
     if entry.pipeline is not None:
-        remember(transaction, entry.pipeline)
+        remember(transaction, request.pipeline_id, entry.pipeline)
     if entry.opening is not None:
         _open_with_voucher(transaction, entry)
     _reserve(transaction, entry)

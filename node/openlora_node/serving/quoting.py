@@ -79,4 +79,5 @@ class Quoting:
             Digest(quote.digest(domain)),
             pipeline,
             RoyaltySchedule.quoted(pipeline, quote),
+            pipeline.pack(),
         )
