@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -17,11 +17,12 @@ if TYPE_CHECKING:
     from ..config.schema import Config
     from ..network.identity import Peer
     from ..network.service import Network
+    from ..network.transfer import Sources
 
 ANY_PORT = ("/ip4/0.0.0.0/tcp/0",)
 NO_VISITORS = ("/ip4/127.0.0.1/tcp/0",)
 LOOK_S = 15.0
-"""For a first peer, where none is named."""
+"""For peers to come, where none is named."""
 
 
 async def fetch(
@@ -34,7 +35,7 @@ async def fetch(
 ) -> Path:
     """Fetch from the peers named, else from whoever the bootstrap peers lead to. Raises as `Fetcher.fetch`, NO_NODE."""
     from ..network.transfer import Fetcher
-    from ..network.transfer_sources import Finder, of_peers
+    from ..network.transfer_sources import of_peers
     from ..protocol.messages import ARTIFACT
 
     named = [_parse(peer) for peer in peers]
@@ -43,9 +44,7 @@ async def fetch(
             async with asyncio.timeout(timeout_s):
                 for peer, address in named:
                     await network.connect(peer, [address])
-                if not named:
-                    await _wait_for_peers(network)
-                sources = of_peers([peer for peer, _ in named]) if named else Finder(network, tuple).sources
+                sources = of_peers([peer for peer, _ in named]) if named else _whoever_comes(network)
                 fetcher = Fetcher(store, lambda peer: network.open(peer, ARTIFACT))
                 return await fetcher.fetch(artifact, sources, progress=progress)
         except TimeoutError:
@@ -101,15 +100,24 @@ async def _host(
         await network.stop()
 
 
-async def _wait_for_peers(network: Network) -> None:
-    try:
-        async with asyncio.timeout(LOOK_S):
-            while not await network.peers():  # noqa: ASYNC110 - connections have no event here
-                await asyncio.sleep(0.2)
-    except TimeoutError:
-        raise OpenLoraError(
-            ErrorCode.NO_NODE, "no peer answers: name a source with --peer, or set network.bootstrap"
-        ) from None
+def _whoever_comes(network: Network) -> Sources:
+    """Every peer that the network connects to while it looks around."""
+
+    async def sources(artifact: bytes) -> AsyncGenerator[str, None]:
+        seen: set[str] = set()
+        deadline = asyncio.get_running_loop().time() + LOOK_S
+        while asyncio.get_running_loop().time() < deadline:
+            for peer in await network.peers():
+                if peer.id not in seen:
+                    seen.add(peer.id)
+                    yield peer.id
+            await asyncio.sleep(0.2)
+        if not seen:
+            raise OpenLoraError(
+                ErrorCode.NO_NODE, "no peer answers: name a source with --peer, or set network.bootstrap"
+            )
+
+    return sources
 
 
 def _parse(text: str) -> tuple[str, str]:

@@ -30,6 +30,9 @@ logger = logging.getLogger(__name__)
 
 
 PEER_QUOTA = Allowance(rate=(1 << 30) / 60, burst=64 << 30)
+QUESTIONS = Allowance(rate=500.0, burst=2_000.0)
+FILES_A_QUESTION = 16
+"""A manifest is written anew for each answer: one of many files counts as many questions."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,8 @@ class SenderOptions:
     """Bytes a second, to all peers together."""
     peer_quota: Allowance = PEER_QUOTA
     """Bytes that one peer may take: so many at once, so many a second in the long run."""
+    questions: Allowance = QUESTIONS
+    """Questions of one peer."""
     peer_sessions: int = 4
     sessions: int = 32
     idle_s: float = 60.0
@@ -81,6 +86,7 @@ class Sender:
         self._clock = clock
         self._pace = Pace(self._options.upload_rate)
         self._quota: Buckets[str] = Buckets(self._options.peer_quota)
+        self._questions: Buckets[str] = Buckets(self._options.questions)
         self._open: Counter[str] = Counter()
         self.sent_bytes = 0
         """Bytes of chunks handed to the network so far."""
@@ -141,9 +147,12 @@ class Sender:
                         return
 
     async def _answer(self, session: Session[ArtifactMessage], message: ArtifactMessage) -> None:
+        _charge(self._questions, self._options.questions, session.peer.id, self._clock(), 1)
         match message:
             case GetManifest(artifact=artifact):
                 manifest = await self._allowed(artifact, session.peer)
+                cost = len(manifest.files) // FILES_A_QUESTION
+                _charge(self._questions, self._options.questions, session.peer.id, self._clock(), cost)
                 await self._send(session, ManifestReply(data=manifest.encode()))
             case GetChunks():
                 await self._send_chunks(session, message)
@@ -164,7 +173,8 @@ class Sender:
         files = manifest.files
         if asked.file >= len(files) or asked.first + asked.count > chunk_count(files[asked.file].size):
             raise ProtocolError(ErrorCode.MALFORMED, "the artifact has no chunks of that place")
-        self._charge_quota(session.peer.id, min(asked.count * CHUNK_SIZE, files[asked.file].size))
+        size = min(asked.count * CHUNK_SIZE, files[asked.file].size)
+        _charge(self._quota, self._options.peer_quota, session.peer.id, self._clock(), size)
         async with aclosing(self._store.reader(asked.artifact, asked.file, asked.first, asked.count)) as pieces:
             async for piece in pieces:
                 await self._pace.take(len(piece.data))
@@ -172,13 +182,13 @@ class Sender:
                 await self._send(session, chunk)
                 self.sent_bytes += len(piece.data)
 
-    def _charge_quota(self, peer: str, size: int) -> None:
-        now = self._clock()
-        if not self._quota.take(peer, now, size):
-            missing = size - self._quota.level(peer, now)
-            wait_ms = int(1000 * missing / self._options.peer_quota.rate) + 1
-            raise OpenLoraError(ErrorCode.RATE_LIMITED, "this peer's quota is used up", retry_after_ms=wait_ms)
-
     async def _send(self, session: Session[ArtifactMessage], message: ArtifactMessage) -> None:
         async with asyncio.timeout(self._options.stall_s):
             await session.send(message)
+
+
+def _charge(buckets: Buckets[str], allowance: Allowance, peer: str, now: float, cost: float) -> None:
+    """Take from a peer's bucket. Raises RATE_LIMITED saying when there will be enough."""
+    if not buckets.take(peer, now, cost):
+        wait_ms = int(1000 * (cost - buckets.level(peer, now)) / allowance.rate) + 1
+        raise OpenLoraError(ErrorCode.RATE_LIMITED, "this peer's quota is used up", retry_after_ms=wait_ms)

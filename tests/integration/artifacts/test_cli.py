@@ -97,6 +97,9 @@ def test_seed_and_pull_between_two_machines_stores(tmp_path: Path) -> None:
         )
         assert data(home, "list")["artifacts"][0]["pinned"]
         assert data(home, "pull", artifact) == pulled, "what is here needs no network"
+        other = tmp_path / "three"
+        bootstrap = ("--set", f"network.bootstrap=[{address}]")
+        assert Path(data(other, "pull", artifact, *bootstrap)["folder"]).is_dir(), "found among the peers that it meets"
         missing = "sha256:" + "07" * 32
         assert (
             json.loads(run(home, "pull", missing, "--peer", address, "--json", status=8))["error"]["code"]

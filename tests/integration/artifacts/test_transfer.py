@@ -264,6 +264,24 @@ async def test_quota_and_sessions_of_a_peer_are_bounded(tmp_path: Path) -> None:
                 each.abort()
 
 
+async def test_a_flood_of_questions_is_held_back_and_a_fetch_of_many_files_waits_its_turn(tmp_path: Path) -> None:
+    options = replace(FAST, questions=Allowance(rate=60.0, burst=20.0))
+    with open_store(tmp_path / "calm") as store:
+        async with nodes(tmp_path, 1) as (a,), node(store, sender=options) as calm:
+            artifact = await publish(dataset_folder(tmp_path / "in", files=64), calm)
+            await a.meet(calm)
+            assert (await a.fetch(artifact, calm)).is_dir()
+            session = await a.network.open(calm.id, ARTIFACT)
+            answers = []
+            for _ in range(20):
+                await session.send(GetManifest(artifact=artifact))
+                answers.append(await session.receive())
+            session.abort()
+            limited = [answer for answer in answers if isinstance(answer, ErrorReply)]
+            assert limited
+            assert {answer.code for answer in limited} == {ErrorCode.RATE_LIMITED}
+
+
 async def test_bad_questions_get_an_error_and_cost_the_asker(tmp_path: Path) -> None:
     async with nodes(tmp_path, 2) as (a, b):
         artifact = await publish(adapter_folder(tmp_path / "in", chunks(2)), b)
