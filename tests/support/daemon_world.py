@@ -9,7 +9,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -26,7 +26,7 @@ from .chain_world import fresh_wallet
 
 PASSWORD = "opensesame"
 COMMAND = (sys.executable, "-P", "-c", "import sys; from openlora_node.cli import main; sys.exit(main())")
-START_S = 60.0
+START_S = 90.0
 
 
 def tiny_model(folder: Path) -> Path:
@@ -46,6 +46,8 @@ class NodeHome:
     root: Path
     wallet: Wallet
     settings: dict[str, dict[str, Any]]
+    node: bytes = bytes(32)
+    """Its id, once it is registered."""
 
     @classmethod
     async def make(cls, root: Path, label: str, url: str, deployment: Path, **sections: dict[str, Any]) -> NodeHome:
@@ -97,6 +99,7 @@ class NodeProcess:
     process: asyncio.subprocess.Process
     manager: socket.socket
     heard: list[str] = field(default_factory=list)
+    news: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
     def status_line(self) -> str:
@@ -109,23 +112,30 @@ class NodeProcess:
         return (self.home.root / "log").read_text()
 
     async def until(self, met: Callable[[str], bool], timeout_s: float = START_S) -> str:
-        """Wait until a status line meets the condition; gives it. Fails with the log when the node ends or takes long."""
-        loop = asyncio.get_running_loop()
-        ended = asyncio.create_task(self.process.wait())
+        """Wait until a status line meets the condition; gives it. Fails with the log when that does not come."""
         try:
             async with asyncio.timeout(timeout_s):
                 while not met(self.status_line):
-                    message = asyncio.create_task(loop.sock_recv(self.manager, 4096))
-                    await asyncio.wait({message, ended}, return_when=asyncio.FIRST_COMPLETED)
-                    if not message.done():
-                        message.cancel()
+                    if self.process.returncode is not None:
                         raise AssertionError(f"the node ended with {self.process.returncode}:\n{self.log[-6000:]}")
-                    self.heard += message.result().decode().splitlines()
+                    self.news.clear()
+                    await self.news.wait()
         except TimeoutError:
             raise AssertionError(f"still {self.status_line!r} after {timeout_s} s:\n{self.log[-6000:]}") from None
-        finally:
-            ended.cancel()
         return self.status_line
+
+    async def listen(self) -> None:
+        """Take what the node tells, as a service manager does: what nobody takes is lost. Until cancelled."""
+        loop = asyncio.get_running_loop()
+        while True:
+            message = (await loop.sock_recv(self.manager, 4096)).decode()
+            self.heard += message.splitlines()
+            self.news.set()
+
+    async def watch_end(self) -> None:
+        """Wake who waits when the process ends."""
+        await self.process.wait()
+        self.news.set()
 
     async def until_serving(self, timeout_s: float = START_S) -> None:
         """Wait until it serves."""
@@ -154,8 +164,10 @@ class NodeProcess:
 
 
 @asynccontextmanager
-async def running_node(home: NodeHome, **environment: str) -> AsyncIterator[NodeProcess]:
-    """Start `openlora run`; killed at the end if it has not ended."""
+async def running_node(
+    home: NodeHome, *, command: Sequence[str] = (), **environment: str
+) -> AsyncIterator[NodeProcess]:
+    """Start `openlora run`, or `command` of openlora; killed at the end if it has not ended."""
     notify = home.root / "notify"
     notify.unlink(missing_ok=True)
     manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -164,27 +176,59 @@ async def running_node(home: NodeHome, **environment: str) -> AsyncIterator[Node
     inherited = {key: value for key, value in os.environ.items() if not key.startswith("OPENLORA_")}
     with (home.root / "log").open("ab") as log:
         process = await asyncio.create_subprocess_exec(
-            *COMMAND, "run", "--config", str(home.config), stdout=log, stderr=log,
-            env=inherited | {"NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "300000", **environment},
+            *COMMAND, *(command or ("run", "--config", str(home.config))), stdout=log, stderr=log,
+            env=inherited | {"NOTIFY_SOCKET": str(notify), "WATCHDOG_USEC": "900000", **environment},
         )  # fmt: skip
     node = NodeProcess(home, process, manager)
+    tasks = [asyncio.create_task(node.listen()), asyncio.create_task(node.watch_end())]
     try:
         yield node
     finally:
         if process.returncode is None:
             process.kill()
             await process.wait()
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         manager.close()
 
 
-def openlora(*arguments: str, timeout_s: float = 60.0) -> subprocess.CompletedProcess[str]:
-    """The command line, as a person or a script runs it."""
+@dataclass(frozen=True)
+class Outcome:
+    """What a command returned and printed."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+    @property
+    def json(self) -> Any:
+        """What it printed under --json."""
+        return json.loads(self.stdout)
+
+
+async def openlora(*arguments: str) -> Outcome:
+    """A command in this process, in a thread: starting Python anew takes longer than most of them."""
+    from typer.testing import CliRunner
+
+    from openlora_node.cli.app import app
+
+    result = await asyncio.to_thread(CliRunner().invoke, app, list(arguments))
+    return Outcome(result.exit_code, result.stdout, result.stderr)
+
+
+async def openlora_process(*arguments: str, timeout_s: float = 90.0) -> Outcome:
+    """The command line as a person or a script runs it."""
     environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENLORA_")}
-    return subprocess.run(
-        [*COMMAND, *arguments], capture_output=True, text=True, timeout=timeout_s, check=False, env=environment
+    process = await asyncio.create_subprocess_exec(
+        *COMMAND, *arguments, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment
     )
-
-
-def as_json(done: subprocess.CompletedProcess[str]) -> Any:
-    """What a command printed under --json."""
-    return json.loads(done.stdout)
+    try:
+        async with asyncio.timeout(timeout_s):
+            out, err = await process.communicate()
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    return Outcome(process.returncode, out.decode(), err.decode())

@@ -11,7 +11,7 @@ from pathlib import Path
 from ..protocol.errors import OpenLoraError
 from ..protocol.health import Level, ServiceHealth
 
-ESSENTIAL = frozenset({"registration", "journal", "chain", "engine", "network"})
+ESSENTIAL = frozenset({"registration", "journal", "chain", "engine", "serving", "network"})
 """Without one of these nothing is served."""
 LOW_DISK_BYTES = 2 << 30
 FULL_DISK_BYTES = 256 << 20

@@ -241,6 +241,7 @@ class Node:
         board.add("chain", self._chain)
         board.add("journal", lambda: _opened("journal", self.rooms.journal))
         board.add("engine", self._engine)
+        board.add("serving", self._serving)
         board.add("network", lambda: self._network)
         board.add("reach", lambda: self._reach)
         board.add("settlement", self._settlement)
@@ -262,6 +263,14 @@ class Node:
         if rooms.engine is None or rooms.serving is None:
             return _opened("engine", None, rooms.waits_for if rooms.engine else "")
         return rooms.engine.health()
+
+    def _serving(self) -> ServiceHealth:
+        serving = self.rooms.serving
+        if serving is None:
+            return _opened("serving", None)
+        if serving.load().draining:
+            return ServiceHealth("serving", Level.DOWN, "draining: new requests are sent elsewhere")
+        return ServiceHealth("serving", Level.UP)
 
     def _settlement(self) -> ServiceHealth:
         settlement = self.rooms.settlement
