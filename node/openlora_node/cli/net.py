@@ -34,7 +34,7 @@ def reach(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False)
         print_json(report)
     else:
         _print_reach(report)
-    return Exit.OK if report["reach"] != "unknown" or report["dial_backs"]["direct"] else Exit.NETWORK
+    return Exit.NETWORK if report["reach"] == "unknown" else Exit.OK
 
 
 @app.command()

@@ -37,7 +37,7 @@ from ..protocol.messages import StreamProtocol
 from . import patches
 from .buckets import Allowance, Buckets
 from .identity import Peer, RegistryView, identify, key_pair, parse_peer_id
-from .reach_addresses import ip_of, is_circuit, plain, port_of
+from .reach_addresses import ip_of, is_circuit, is_loopback, plain, port_of
 from .relay_transport import CircuitTransport, DirectTCP, is_relayed, remote_ip
 from .scores import Fault, Scores
 from .services import running
@@ -111,10 +111,13 @@ class Host:
         return frozenset(port_of(address) for address in self.addresses())
 
     def source(self, address: str) -> tuple[str, int] | None:
-        """The listener of an address's family, as what a dial can be bound to."""
-        family = "/ip6/" if address.startswith("/ip6/") else "/ip4/"
+        """The listener's port, and the IP to bind a dial from it to; None where nothing listens in that family."""
+        family, anywhere = ("/ip6/", "::") if address.startswith("/ip6/") else ("/ip4/", "0.0.0.0")  # noqa: S104
         own = next((a for a in self.addresses() if a.startswith(family)), None)
-        return (ip_of(own) or "", port_of(own)) if own is not None else None
+        if own is None:
+            return None
+        ip = ip_of(own) or anywhere
+        return (anywhere if is_loopback(ip) and not is_loopback(ip_of(address)) else ip, port_of(own))
 
     def told(self) -> list[Multiaddr]:
         """What identify and the directory tell of this host's addresses, with its peer id."""

@@ -76,6 +76,11 @@ def scope_of(ip: str) -> Scope:
     return Scope.GLOBAL if address.is_global else Scope.PRIVATE
 
 
+def is_loopback(ip: str | None) -> bool:
+    """Whether an IP is this machine's own; a name is not known to be."""
+    return ip is not None and scope_of(ip) is Scope.LOOPBACK
+
+
 def is_circuit(address: str) -> bool:
     """Whether an address leads through a relay."""
     return CIRCUIT in address
