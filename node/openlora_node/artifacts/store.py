@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+import logging
 import os
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
@@ -45,6 +46,9 @@ from .verifying import check_artifact, withdraw
 T = TypeVar("T")
 
 WORKERS = 2
+TEND_S = 3_600.0
+
+logger = logging.getLogger(__name__)
 
 
 class ArtifactStore:
@@ -345,6 +349,17 @@ class ArtifactStore:
         """
         self._must_write()
         return await self._work(self._space.collect)
+
+    async def tend(self) -> None:
+        """Collect garbage now and then, until cancelled. A disk that refuses is tried again the next time."""
+        while True:
+            try:
+                done = await self.gc()
+                if done.freed:
+                    logger.info("freed %d bytes of the artifact store", done.freed)
+            except OpenLoraError as error:
+                logger.warning("collecting garbage of the artifact store: %s", error)
+            await asyncio.sleep(TEND_S)
 
     # In the store's threads.
 

@@ -129,6 +129,7 @@ class Opener:
         rooms, config = self._rooms, self._rooms.config
         rooms.store = await asyncio.to_thread(ArtifactStore.open, config.adapters_dir, config.artifacts.cache_size)
         self._stack.callback(rooms.store.close)
+        self._start("artifacts", rooms.store.tend, restart=BackOff())
 
     async def _open_network(self) -> None:
         """The host, and what fetches artifacts through it."""

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from openlora_node.artifacts import About, ArtifactStore, Kind, ShareTable, footprint
+from openlora_node.artifacts import store as store_module
 from openlora_node.artifacts.contents import check_contents
 from openlora_node.protocol.chunks import CHUNK_SIZE, verify_chunk
 from openlora_node.protocol.crypto import Address
@@ -381,6 +382,21 @@ async def test_gc_removes_what_crashes_left(tmp_path: Path) -> None:
         assert collected.freed >= 10_000
         assert not list((root / ".incoming").iterdir())
         assert store.ids() == {artifact}
+
+
+async def test_tending_collects_at_once_and_then_again(
+    store: ArtifactStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(store_module, "TEND_S", 0.01)
+    remains = tmp_path / "store" / ".trash" / "1-2-3"
+    tending = asyncio.create_task(store.tend())
+    for _ in range(2):
+        remains.mkdir()
+        while remains.exists():
+            await asyncio.sleep(0.01)
+    tending.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await tending
 
 
 async def test_an_import_that_is_cancelled_stops_early_and_leaves_nothing(store: ArtifactStore, tmp_path: Path) -> None:
