@@ -228,19 +228,23 @@ async def test_the_days_cap_is_told_to_the_client(tmp_path: Path) -> None:
 
 async def test_more_connections_than_allowed_are_refused_in_http(tmp_path: Path) -> None:
     hold = asyncio.Event()
-    async with served(tmp_path, Script(hold=hold), max_connections=2) as (w, url):
-        async with http(url) as one, http(url) as two, http(url) as three:
-            asking = [asyncio.ensure_future(s.post("/v1/chat/completions", data=chat())) for s in (one, two)]
-            while len(w.nodes[0].open) < 2:
-                await asyncio.sleep(0.001)
-            async with three.get("/healthz") as answer:
-                assert answer.status == 503
-                assert answer.headers["Retry-After"] == "1"
-                assert (await answer.json())["error"]["code"] == "BUSY"
-            hold.set()
-            for answer in await asyncio.gather(*asking):
-                assert answer.status == 200
-                answer.release()
+    async with (
+        served(tmp_path, Script(hold=hold), max_connections=2) as (w, url),
+        http(url) as one,
+        http(url) as two,
+        http(url) as three,
+    ):
+        asking = [asyncio.ensure_future(s.post("/v1/chat/completions", data=chat())) for s in (one, two)]
+        while len(w.nodes[0].open) < 2:
+            await asyncio.sleep(0.001)
+        async with three.get("/healthz") as answer:
+            assert answer.status == 503
+            assert answer.headers["Retry-After"] == "1"
+            assert (await answer.json())["error"]["code"] == "BUSY"
+        hold.set()
+        for answer in await asyncio.gather(*asking):
+            assert answer.status == 200
+            answer.release()
 
 
 async def test_health_needs_no_token_and_tells_what_is_missing(tmp_path: Path) -> None:
