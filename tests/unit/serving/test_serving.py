@@ -172,6 +172,23 @@ async def test_output_pauses_past_the_newest_voucher_until_it_is_paid_for(tmp_pa
         assert inbound.of(messages.Settled)[0].cumulative_tokens == most.tokens
 
 
+async def test_a_voucher_that_is_not_enough_is_asked_about_again(tmp_path: Path) -> None:
+    async with World(tmp_path / "j.sqlite", replace(OPTIONS, unpaid_tokens=8)) as world:
+        inbound = await world.ask(max_tokens=20)
+        await inbound.until(messages.Paused)
+        prompt = inbound.of(messages.Accepted)[0].prompt_tokens
+        world.engine.script = None
+        some = world.due(Tally(), prompt, 1)
+        inbound.pay(world.payer.voucher(world.pipeline.id, some.tokens, some.compute))
+        again = await inbound.until(messages.Paused, 2)
+        assert sum(len(m.token_ids) for m in inbound.of(messages.Tokens)) == 9
+        assert again.cumulative_tokens == world.due(Tally(), prompt, 9).tokens
+        more = world.payer.voucher(world.pipeline.id, some.tokens + 1, some.compute)
+        inbound.pay(more)  # tokens without their compute: not one token goes out for it
+        await inbound.until(messages.Paused, 3)
+        assert sum(len(m.token_ids) for m in inbound.of(messages.Tokens)) == 9
+
+
 async def test_no_voucher_while_paused_ends_it_as_cancelled_with_what_was_sent(tmp_path: Path) -> None:
     async with World(tmp_path / "j.sqlite", replace(SHORT, unpaid_tokens=8)) as world:
         inbound = await world.ask(max_tokens=20)
