@@ -80,7 +80,7 @@ class Channel:
 
     def open(self) -> None:
         """Make the pools, in the running loop; no connection yet."""
-        self._sessions = tuple(self._session(limit) for limit in self._limits)
+        self._sessions = tuple(self._pool(limit) for limit in self._limits)
 
     async def close(self) -> None:
         """Close all connections; streams that run break."""
@@ -120,12 +120,19 @@ class Channel:
         finally:
             response.close()
 
+    def _session(self, place: int) -> aiohttp.ClientSession:
+        """A pool. Raises ENGINE_UNAVAILABLE once all is closed: what still runs at the end of a daemon may ask."""
+        if not self._sessions or self._sessions[place].closed:
+            raise unavailable()
+        return self._sessions[place]
+
     async def _begin(self, path: str, data: bytes, headers: Mapping[str, str]) -> aiohttp.ClientResponse:
+        session = self._session(0)
         timeout = aiohttp.ClientTimeout(total=None, connect=self._connect_s)
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 async with asyncio.timeout(self._silence_s):
-                    return await self._sessions[0].post(self._base + path, data=data, headers=headers, timeout=timeout)
+                    return await session.post(self._base + path, data=data, headers=headers, timeout=timeout)
             except aiohttp.ConnectionTimeoutError:
                 raise OpenLoraError(ErrorCode.BUSY, retry_after_ms=DEFAULT_RETRY_MS) from None
             except TimeoutError:
@@ -142,10 +149,11 @@ class Channel:
     ) -> tuple[int, bytes, str | None]:
         data = None if body is None else msgspec.json.encode(body)
         headers = {} if body is None else {"Content-Type": "application/json"}
+        session = self._session(1)
         timeout = aiohttp.ClientTimeout(total=within_s or self._call_s, connect=self._connect_s)
         for attempt in range(1, ATTEMPTS + 1):
             try:
-                async with self._sessions[1].request(
+                async with session.request(
                     method, self._base + path, data=data, headers=headers, timeout=timeout
                 ) as response:
                     return response.status, await _whole(response), response.headers.get("Retry-After")
@@ -156,7 +164,7 @@ class Channel:
                 raise unavailable() from None
         raise AssertionError("unreachable")
 
-    def _session(self, limit: int) -> aiohttp.ClientSession:
+    def _pool(self, limit: int) -> aiohttp.ClientSession:
         connector = (
             aiohttp.TCPConnector(limit=limit, keepalive_timeout=KEEP_ALIVE_S)
             if self._socket is None

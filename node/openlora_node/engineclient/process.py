@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.health import Level, ServiceHealth
@@ -31,7 +32,7 @@ POLL_S, LOOK_S = 0.25, 1.0
 LOST_AFTER_S = 60.0
 """A process that answers nothing for so long is killed: its event loop hangs."""
 READY_MARK = "serving on "
-_STAMP = re.compile(r"^\d{4}-\d\d-\d\d \S+ [A-Z]+ [\w.]+: ")
+_STAMP = re.compile(r"\d{4}-\d\d-\d\d \S+ (?P<level>[A-Z]+) [\w.]+: ")
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,8 @@ class EngineProcess:
         self._stopping = asyncio.Event()
         self._health = ServiceHealth("engine", Level.INITIALIZING, "not started yet", int(clock()))
         self._served_since: float | None = None
+        self._level = logging.INFO
+        """Of the engine's newest line; what follows without one of its own, such as a traceback, belongs to it."""
         self._fault = ""
         """Why this life was ended by us."""
         self.starts = 0
@@ -141,13 +144,18 @@ class EngineProcess:
         self._ready.clear()
         self._set(Level.INITIALIZING, "the engine starts")
         process = await self._start()
-        tasks = [
+        tasks: list[asyncio.Task[Any]] = [
             asyncio.create_task(self._read_log(process), name="engine log"),
             asyncio.create_task(self._watch(), name="engine watch"),
             asyncio.create_task(self._end_in_time(process), name="engine end"),
         ]
+        ended = asyncio.create_task(process.wait(), name="engine exit")
+        tasks.append(ended)
         try:
-            code = await process.wait()
+            done, _ = await asyncio.wait({ended, *tasks[1:3]}, return_when=asyncio.FIRST_COMPLETED)
+            for task in done - {ended}:
+                task.result()  # a fault of ours: nobody would look after the engine any more
+            code = await ended
             await asyncio.wait({tasks[0]}, timeout=1.0)  # its last lines; a grandchild may hold the pipe open
         finally:
             for task in tasks:
@@ -190,9 +198,11 @@ class EngineProcess:
     def _say(self, line: str) -> None:
         if not line:
             return
-        line = _STAMP.sub("", line)
+        if stamp := _STAMP.match(line):
+            self._level = logging.getLevelNamesMapping().get(stamp["level"], logging.INFO)
+            line = line[stamp.end() :]
         self._lines.append(line)
-        logger.debug("engine: %s", line)
+        logger.log(self._level, "engine: %s", line)
         if READY_MARK in line:
             self._marked.set()
         elif self._health.level is Level.INITIALIZING:
@@ -241,6 +251,7 @@ class EngineProcess:
         await asyncio.sleep(self._options.grace_s + self._options.kill_after_s)
         if process.returncode is None:
             self._end("did not stop in time")
+            await process.wait()
 
     def _signal(self, number: signal.Signals) -> None:
         """To the engine's whole process group: what it started goes with it."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from openlora_node.engineclient import Channel, EngineClient
+from openlora_node.engineclient import Channel, EngineClient, EngineReport
 from openlora_node.engineclient.process import EngineProcess, ProcessOptions
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.health import Level, ServiceHealth
@@ -96,6 +96,16 @@ async def test_any_amount_of_log_is_taken_and_little_kept(tmp_path: Path) -> Non
     async with watched(tmp_path / "s", "chatty") as engine:
         await engine.until(up)
         assert sum(map(len, engine.process.last_lines)) < 20_000
+
+
+async def test_a_fault_in_looking_after_it_is_not_silent(tmp_path: Path) -> None:
+    async def broken() -> EngineReport:
+        raise ZeroDivisionError
+
+    process = EngineProcess((sys.executable, str(FAKE), str(tmp_path / "s")), broken)
+    with pytest.raises(ZeroDivisionError):
+        await process.run()
+    assert process.pid is None
 
 
 async def test_a_crash_is_told_and_answered_by_another_start(tmp_path: Path) -> None:

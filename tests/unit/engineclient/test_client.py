@@ -251,6 +251,15 @@ async def test_nobody_listens() -> None:
         assert (await client.report()).state is EngineState.UNREACHABLE
 
 
+async def test_a_closed_client_is_an_engine_that_is_not_there() -> None:
+    async with scripted() as script:
+        async with client_of(script) as client:
+            pass
+        for work in (client.info(), client.loaded(), client.count(body(), BASE), all_of(client)):
+            assert (await failing(work)).code is ErrorCode.ENGINE_UNAVAILABLE
+        assert (await client.report()).state is EngineState.UNREACHABLE
+
+
 async def test_no_connection_left_is_busy_and_calls_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
     async with scripted() as script, client_of(script, max_streams=1, connect_s=0.2) as client:
         script.stream(COMPLETIONS, token(1), then=asyncio.Event().wait)
