@@ -26,6 +26,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from .buckets import Allowance, Buckets
 from .host import Host
 from .identity import Peer, parse_peer_id
 from .nat_wire import pack_addresses, receive_message, send_message, unpack_addresses
@@ -47,6 +48,11 @@ PATIENCE_S = 3.0
 """What a caller who just connected through a relay waits for a direct way."""
 RETIRE_AFTER_S = 30.0
 MAX_DIALLED = 4
+MAX_REDIALS = 40
+"""Of one address in one attempt."""
+PER_PEER = Allowance(rate=1 / 20, burst=2.0 * ATTEMPTS)
+IN_ALL = Allowance(rate=0.5, burst=30.0)
+"""Attempts that others may start: whoever does names addresses that this host then dials."""
 MAX_REMEMBERED = 1024
 
 logger = logging.getLogger(__name__)
@@ -97,6 +103,8 @@ class HolePuncher:
         self._running: dict[str, trio.Event] = {}
         self._hopeless: OrderedDict[str, None] = OrderedDict()
         self._waiting: dict[str, trio.Event] = {}
+        self._peers: Buckets[str] = Buckets(PER_PEER)
+        self._all: Buckets[None] = Buckets(IN_ALL)
         host.handle(DCUTR_ID, self.answer)
         host.on_circuit = self.wait
         self._swarm.register_notifee(Direct(self._release))
@@ -123,6 +131,9 @@ class HolePuncher:
         if self._host.is_direct(peer.id):
             self._release(peer.id)
             return
+        now = trio.current_time()
+        if not self._peers.take(peer.id, now) or not self._all.take(None, now):
+            raise OpenLoraError(ErrorCode.RATE_LIMITED, "too many hole punches")
         request = await receive_message(stream, Message, EXCHANGE_TIMEOUT_S)
         if request.type != Message.CONNECT:
             raise ProtocolError(ErrorCode.MALFORMED, "a hole punch begins with CONNECT")
@@ -203,7 +214,9 @@ class HolePuncher:
 
         async def attempt(address: str, scope: trio.CancelScope) -> None:
             target, source = Multiaddr(address), self._host.source(address)
-            while not self._host.is_direct(peer):
+            for _ in range(MAX_REDIALS):
+                if self._host.is_direct(peer):
+                    break
                 try:
                     if as_responder:
                         await self._swarm.dial_addr_as_responder(target, peer_id, source)
@@ -212,7 +225,8 @@ class HolePuncher:
                 except (*BROKEN, BaseLibp2pError, ValueError) as error:
                     logger.debug("punching %s: %s", address, error.__cause__ or error)
                     await trio.sleep(random.uniform(*REFUSED_REDIAL_S) if _was_refused(error) else REDIAL_S)  # noqa: S311
-            scope.cancel()
+            if self._host.is_direct(peer):
+                scope.cancel()
 
         with trio.move_on_after(PUNCH_S):
             async with trio.open_nursery() as nursery:

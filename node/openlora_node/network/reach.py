@@ -11,7 +11,7 @@ import logging
 import random
 import socket
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
 from typing import Literal, cast
@@ -19,6 +19,7 @@ from typing import Literal, cast
 import trio
 from libp2p.host.observed_addr_manager import ObservedAddrManager
 
+from ..protocol.errors import OpenLoraError
 from ..protocol.structs import Reach
 from .advertising import Advertising
 from .adverts import OwnState
@@ -29,12 +30,13 @@ from .identity import Peer
 from .nat import AUTONAT_ID, DialBack
 from .nat_mapping import Mappings
 from .nat_observed import Observed
-from .reach_addresses import Scope, claims, ip_of, is_circuit, scope_of, tcp_address
+from .reach_addresses import Scope, claims, is_circuit, scope_of, seen_from, tcp_address
 from .reach_policy import MAX_ASKED, RECHECK_S, Verdict, Vote, choose, decide, next_look_s, own_addresses
 from .relay import RelayClient
 from .relay_hop import HOP_ID, HopService
 from .relay_slots import WANTED, RelaySlots
 from .relay_table import RelayLimits
+from .stream import BROKEN
 
 RELAY_KEY = hashlib.sha256(b"/openlora/relay/1").digest()
 """Under this key relays are found in the directory."""
@@ -44,6 +46,7 @@ LOOK_EVERY_S = 5.0
 """Between looks at the own interfaces."""
 SETTLE_S = 0.5
 """After a change, for more changes to come in before peers are asked."""
+RESTART_S = 5.0
 PACE_S = 3.0
 """Least time between two rounds that gave a verdict."""
 PROBES = ((socket.AF_INET, "192.0.2.1"), (socket.AF_INET6, "2001:db8::1"))
@@ -189,8 +192,9 @@ class Reachability:
             self._changed = trio.Event()
             votes = await self._round()
             verdict = decide(votes)
+            self._votes = votes or self._votes
             if verdict.is_direct is not None:
-                await self._settle(verdict, votes)
+                await self._settle(verdict)
             pause = next_look_s(verdict, pause, self._options.recheck)
             with trio.move_on_after(pause) as idle:
                 await self._changed.wait()
@@ -224,8 +228,7 @@ class Reachability:
         async def ask(peer: str) -> None:
             connection = self._host.direct(peer)
             observed = self._observed.by(connection) if connection is not None else ""
-            own = [a for a in self._claims() if not observed or ip_of(a) == observed]
-            votes.append(await self._dial_back.ask(peer, tuple(own or self._claims()), observed))
+            votes.append(await self._dial_back.ask(peer, seen_from(observed, self._claims()), observed))
 
         async with trio.open_nursery() as nursery:
             for peer in chosen:
@@ -233,9 +236,9 @@ class Reachability:
         self._checked_at = int(time.time()) if votes else self._checked_at
         return tuple(votes)
 
-    async def _settle(self, verdict: Verdict, votes: tuple[Vote, ...]) -> None:
+    async def _settle(self, verdict: Verdict) -> None:
         before = self._verdict.is_direct
-        self._verdict, self._votes = verdict, votes
+        self._verdict = verdict
         if verdict.is_direct is not before:
             logger.info("%s of %s peers could dial back", verdict.reached, verdict.counted)
             await self._directory.set_serving(bool(verdict.is_direct))
@@ -295,13 +298,13 @@ async def open_reach(
     """Reachability on a running host."""
     reachability = Reachability(host, options, advertising, directory)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(reachability.run)
-        nursery.start_soon(reachability.watch)
+        tasks = [reachability.run, reachability.watch]
         if reachability._slots is not None:
-            nursery.start_soon(reachability._slots.run)
+            tasks.append(reachability._slots.run)
         if reachability.hop is not None:
-            nursery.start_soon(reachability.hop.prune)
-            nursery.start_soon(reachability.provide)
+            tasks += [reachability.hop.prune, reachability.provide]
+        for task in tasks:
+            nursery.start_soon(_forever, task)
         yield reachability
         nursery.cancel_scope.cancel()
 
@@ -317,3 +320,15 @@ def interface_ips() -> tuple[str, ...]:
         except OSError:
             continue
     return tuple(ip for ip in found if scope_of(ip) is not Scope.LOOPBACK)
+
+
+async def _forever(task: Callable[[], Awaitable[None]]) -> None:
+    """A fault in here must not take the host down: it is logged, and the task begins again."""
+    while True:
+        try:
+            await task()
+        except (OpenLoraError, *BROKEN) as error:
+            logger.debug("%s: %s", task.__qualname__, error)
+        except Exception:
+            logger.exception("%s failed", task.__qualname__)
+        await trio.sleep(RESTART_S)

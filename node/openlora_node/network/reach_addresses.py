@@ -127,6 +127,18 @@ def claims(
     return tuple(dict.fromkeys(found))[:MAX_CLAIMS]
 
 
+def seen_from(observed: str, claimed: Sequence[str]) -> tuple[str, ...]:
+    """What to ask a peer to dial that sees this host at the IP `observed`: it dials nothing else. Names become that IP.
+
+    All that is claimed while the peer has not said how it sees this host.
+    """
+    if not observed:
+        return tuple(claimed)
+    named = [tcp_address(observed, port_of(a)) for a in claimed if a.startswith("/dns") and port_of(a)]
+    fit = [a for a in claimed if ip_of(a) == observed]
+    return tuple(dict.fromkeys([*fit, *named])) or tuple(claimed)
+
+
 def dialable(addresses: Iterable[str], observed_ip: str, most: int) -> tuple[str, ...]:
     """Of what an asker claims, what a dial-back may try: its own observed IP over TCP and nothing else.
 

@@ -100,6 +100,11 @@ def fixes(state: ReachState) -> tuple[str, ...]:
 def _fixes_unknown(state: ReachState) -> tuple[str, ...]:
     if _listens_locally(state):
         return (LOOPBACK_ONLY,)
+    announced = {ip_of(address) for address in state.announce}
+    elsewhere = next((ip for ip in state.observed if announced and None not in announced and ip not in announced), None)
+    if elsewhere is not None:
+        named = f"network.announce names {state.announce[0]}, peers see this node at {elsewhere} and dial nothing else"
+        return (f"{named}: nobody can say whether it leads here",)
     if state.checked_at:
         return ("the peers asked would not dial back: wait a minute, they limit how often they do",)
     return ("no peer could be asked yet: name a peer in network.bootstrap, or wait until one connects",)

@@ -16,6 +16,7 @@ from libp2p.host.autonat.autonat import AutoNATService
 from libp2p.host.autonat.pb.autonat_pb2 import Message as AutoNat
 from libp2p.peer.id import ID
 from libp2p.relay.circuit_v2.pb.circuit_pb2 import HopMessage, PeerId, Status, StopMessage
+from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from openlora_node.network import holepunch as holepunch_module
 from openlora_node.network import nat as nat_module
@@ -25,7 +26,7 @@ from openlora_node.network.holepunch import HolePuncher
 from openlora_node.network.host import Host, open_host
 from openlora_node.network.identity import Peer
 from openlora_node.network.nat import AUTONAT_ID, DialBack
-from openlora_node.network.nat_wire import dial_request, dial_response, receive_message, send_message
+from openlora_node.network.nat_wire import dial_request, dial_response, pack_addresses, receive_message, send_message
 from openlora_node.network.reach import Reachability, ReachOptions, open_reach
 from openlora_node.network.reach_addresses import Circuit
 from openlora_node.network.reach_policy import Answer
@@ -87,6 +88,17 @@ def test_a_peer_is_dialled_back_and_a_connection_that_exists_proves_nothing() ->
             nowhere = (f"/ip4/{LOOPBACK}/tcp/{closed_port()}",)
             assert (await dial_back.ask(server.id, nowhere, LOOPBACK)).answer is Answer.FAILED
             assert (await dial_back.ask(server.id, (*nowhere, *asker.addresses()), LOOPBACK)).answer is Answer.REACHED
+
+    run(test)
+
+
+def test_dial_backs_work_over_ipv6() -> None:
+    async def test() -> None:
+        async with hosts(2, replace(QUICK, listen=("/ip6/::1/tcp/0",))) as (asker, server):
+            dial_back, _ = DialBack(asker), DialBack(server)
+            await connect(asker, server)
+            vote = await dial_back.ask(server.id, asker.addresses(), "::1")
+            assert (vote.answer, vote.ip) == (Answer.REACHED, "::1")
 
     run(test)
 
@@ -398,6 +410,25 @@ def test_what_cannot_be_punched_stays_relayed_and_usable(monkeypatch: pytest.Mon
             await until(lambda: starter.failed == 1)
             await ask(dialer, holder.id)
             assert not dialer.is_direct(holder.id)
+
+    run(test)
+
+
+def test_punches_that_others_start_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(holepunch_module, "PER_PEER", Allowance(rate=0.0, burst=1.0))
+    monkeypatch.setattr(holepunch_module, "PUNCH_S", 0.1)
+
+    async def test() -> None:
+        async with relayed() as world:
+            nowhere = (f"/ip4/{LOOPBACK}/tcp/{closed_port()}",)
+            HolePuncher(world.holder, lambda: nowhere)
+            await world.dialer.connect(world.holder.id, [world.place])
+            hello = HolePunch(type=HolePunch.CONNECT, ObsAddrs=pack_addresses(nowhere))
+            reply = await request(world.dialer, world.holder.id, holepunch_module.DCUTR_ID, hello, HolePunch)
+            assert reply.type == HolePunch.CONNECT
+            with pytest.raises(OpenLoraError):
+                await request(world.dialer, world.holder.id, holepunch_module.DCUTR_ID, hello, HolePunch)
+            await ask(world.dialer, world.holder.id)
 
     run(test)
 

@@ -21,6 +21,7 @@ from openlora_node.network.reach_addresses import (
     plain,
     port_of,
     scope_of,
+    seen_from,
     tcp_address,
 )
 from openlora_node.network.reach_policy import (
@@ -121,6 +122,13 @@ def test_claims_put_the_outside_first_and_what_is_announced_alone() -> None:
     assert claims([OUTSIDE, "2620:fe::fe"], ("/ip6/::/tcp/4001",), (), []) == ("/ip6/2620:fe::fe/tcp/4001",)
     assert claims([OUTSIDE], listen, ("/dns/node.example.org/tcp/1",), [INSIDE]) == ("/dns/node.example.org/tcp/1",)
     assert len(claims([f"45.10.0.{n}" for n in range(50)], listen, (), [INSIDE])) == 8
+
+
+def test_a_peer_is_asked_for_what_it_will_dial() -> None:
+    claimed = (HERE, tcp_address(INSIDE, 4001), "/dns/node.example.org/tcp/443")
+    assert seen_from(OUTSIDE, claimed) == (HERE, tcp_address(OUTSIDE, 443))
+    assert seen_from("45.10.0.8", (HERE,)) == (HERE,)
+    assert seen_from("", claimed) == claimed
 
 
 ADDRESSES = st.one_of(
@@ -264,6 +272,11 @@ CLOSED = ReachState(
         ({"reach": Reach.UNKNOWN, "relays": (), "relay": "off"}, "forward TCP port 4001", "set network.relay: use"),
         ({"reach": Reach.UNKNOWN, "relays": ()}, "forward TCP port 4001", "until then it needs a relay"),
         ({"verdict": Verdict(None), "checked_at": 0}, "no peer could be asked yet", "no peer could be asked yet"),
+        (
+            {"verdict": Verdict(None), "announce": ("/ip4/45.10.0.8/tcp/9",)},
+            f"network.announce names /ip4/45.10.0.8/tcp/9, peers see this node at {OUTSIDE}",
+            "network.announce names",
+        ),
         ({"verdict": Verdict(None)}, "the peers asked would not dial back", "the peers asked would not"),
     ],
 )
