@@ -91,7 +91,7 @@ class Desk:
             cumulative_compute=compute,
             reference_digest=bytes(32),
         )
-        await self.journal.transact(lambda tx: remember(tx, known))
+        await self.journal.transact(lambda tx: remember(tx, known.pipeline.id, known))
         worth = known.schedule.value(value)
         await self.journal.advance_voucher(VoucherEntry(value.sign(self.world.domain, by), Address(by.address), worth))
         return LedgerKey(payer.address, self.node, by.address, known.pipeline.id)

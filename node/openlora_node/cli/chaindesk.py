@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -17,6 +17,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import parse_address, parse_bytes32
 from .chain_errors import run
 from .options import AsJson, ConfigFile, Sets, load_config
+from .output import print_json, print_table
 
 if TYPE_CHECKING:
     from openlora_chain.bindings import ArtifactRegistry, Credits, NodeRegistry, Settlement
@@ -129,6 +130,17 @@ def with_options(options: type[Any]) -> Callable[[C], C]:
         return called  # type: ignore[return-value]
 
     return decorate
+
+
+def print_facts(facts: Mapping[str, str], amounts: Collection[str], *, as_json: bool) -> None:
+    """Names and values: wei as they are for programs, in the unit that reads best for people."""
+    from ..config.units import format_amount
+
+    if as_json:
+        print_json(dict(facts))
+        return
+    shown = [(name, format_amount(int(text)) if name in amounts else text) for name, text in facts.items()]
+    print_table(("", ""), shown)
 
 
 def amount(text: str) -> int:

@@ -9,10 +9,9 @@ import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, format_bytes
-from .chaindesk import ChainDesk, Reading, address, amount, node_id, open_desk, with_options
+from .chaindesk import ChainDesk, Reading, address, amount, node_id, open_desk, print_facts, with_options
 from .chainwrite import Step, Writing, carry_out
 from .options import NOUN
-from .output import print_json, print_table
 
 if TYPE_CHECKING:
     from openlora_chain.wallet import Wallet
@@ -96,7 +95,7 @@ async def status(options: Reading, node: NodeOption = None) -> None:
             "thawEnd": str(entry.thaw_end),
             "unclaimed": str(await desk.settlement.operator_balance(found)),
         }
-    print_json(facts) if options.as_json else print_table(("", ""), list(facts.items()))
+    print_facts(facts, ("staked", "thawing", "unclaimed"), as_json=options.as_json)
 
 
 @app.command()

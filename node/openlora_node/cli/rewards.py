@@ -13,8 +13,9 @@ import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, parse_artifact_id
-from .chaindesk import ChainDesk, Reading, address, node_id, open_desk, with_options
+from .chaindesk import ChainDesk, Reading, address, node_id, open_desk, print_facts, with_options
 from .chainwrite import Step, Writing, carry_out
+from .operator import node_of
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
 from .output import print_json, print_table, print_text
 
@@ -30,7 +31,8 @@ COLUMNS = ("role", "what", "recipient", "claimable_wei", "pending_wei")
 Role = Literal["operator", "owner", "contributor", "protocol"]
 RoleArgument = Annotated[Role, typer.Argument(metavar="ROLE", help="operator, owner, contributor or protocol.")]
 NodeIds = Annotated[
-    list[str] | None, typer.Option("--node", metavar="ID", help="Node, for operator, protocol and credits; repeatable.")
+    list[str] | None,
+    typer.Option("--node", metavar="ID", help="Node, repeatable. Default: this machine's. Credits need one."),
 ]
 Account = Annotated[
     str | None, typer.Option("--address", metavar="ADDRESS", help="Whose rewards, for owner and contributor.")
@@ -154,7 +156,7 @@ def earnings(
         "protocol": str(totals.protocol),
         "transactions": str(totals.transactions),
     }
-    print_json(facts) if as_json else print_table(("", "wei"), list(facts.items()))
+    print_facts(facts, [name for name in facts if name != "transactions"], as_json=as_json)
 
 
 async def _look(desk: ChainDesk, wanted: _Wanted) -> Rewards:
@@ -163,9 +165,9 @@ async def _look(desk: ChainDesk, wanted: _Wanted) -> Rewards:
     rewards = RewardDesk(desk.nodes, desk.artifacts, desk.settlement, desk.credits)
     match wanted.role:
         case "operator":
-            return await rewards.operator(wanted.nodes)
+            return await rewards.operator(wanted.nodes or (await node_of(desk, None),))
         case "protocol":
-            return await rewards.protocol(wanted.nodes)
+            return await rewards.protocol(wanted.nodes or (await node_of(desk, None),))
         case "owner":
             assert wanted.account is not None
             return await rewards.owner(wanted.account, await _sources(desk, wanted))
@@ -235,8 +237,8 @@ def _wanted(
 ) -> _Wanted:
     """Usage errors say what a role needs."""
     ids = tuple(node_id(text) for text in nodes or ())
-    if (role in ("operator", "protocol") or posted is not None) and not ids:
-        raise typer.BadParameter(f"{role}{' with --credits' if posted else ''} needs --node ID")
+    if posted is not None and not ids:
+        raise typer.BadParameter("--credits needs --node ID")
     if role in ("owner", "contributor") and account is None:
         raise typer.BadParameter(f"{role} needs --address ADDRESS")
     if role == "contributor" and (dataset is None or shares is None):

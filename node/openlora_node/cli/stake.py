@@ -7,11 +7,10 @@ from typing import Annotated
 import typer
 
 from ..protocol.ids import format_bytes
-from .chaindesk import Reading, amount, open_desk, with_options
+from .chaindesk import Reading, amount, open_desk, print_facts, with_options
 from .chainwrite import Step, Writing, carry_out
 from .operator import NodeOption, node_of, owned
 from .options import NOUN
-from .output import print_json, print_table
 
 app = typer.Typer(help="Look after the node's stake.", no_args_is_help=True, **NOUN)
 
@@ -66,4 +65,4 @@ async def status(options: Reading, node: NodeOption = None) -> None:
             "thawEnd": str(entry.thaw_end),
             "now": str((await desk.rpc.head()).timestamp),
         }
-    print_json(facts) if options.as_json else print_table(("", ""), list(facts.items()))
+    print_facts(facts, ("staked", "least", "thawing"), as_json=options.as_json)

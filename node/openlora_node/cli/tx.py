@@ -10,7 +10,7 @@ import typer
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, format_bytes
 from .chain_errors import translated
-from .options import NOUN, AsJson
+from .options import NOUN, AsJson, load_config
 from .output import print_json, print_table
 
 if TYPE_CHECKING:
@@ -18,7 +18,10 @@ if TYPE_CHECKING:
 
 app = typer.Typer(help="Look at the chain transactions under way and steer them.", no_args_is_help=True, **NOUN)
 
-JournalFile = Annotated[Path, typer.Option("--journal", metavar="FILE", help="The journal that holds them.")]
+JournalFile = Annotated[
+    Path | None,
+    typer.Option("--journal", metavar="FILE", help="The journal that holds them. Default: of this machine's node."),
+]
 Identity = Annotated[str, typer.Argument(metavar="ID", help="The id, or its first digits, as `tx list` prints it.")]
 MAX_LISTED = 1_000
 SHORT_ID = 12
@@ -26,7 +29,7 @@ SHORT_ID = 12
 
 @app.command("list")
 def list_(
-    journal: JournalFile,
+    journal: JournalFile = None,
     limit: Annotated[int, typer.Option("--limit", min=1, max=MAX_LISTED)] = 50,
     open_only: Annotated[bool, typer.Option("--open", help="Only those that are not done.")] = False,
     as_json: AsJson = False,
@@ -51,7 +54,7 @@ def list_(
 
 
 @app.command()
-def show(identity: Identity, journal: JournalFile, as_json: AsJson = False) -> None:
+def show(identity: Identity, journal: JournalFile = None, as_json: AsJson = False) -> None:
     """Print one transaction with every attempt."""
     intent = _find(journal, identity)
     if as_json:
@@ -70,24 +73,24 @@ def show(identity: Identity, journal: JournalFile, as_json: AsJson = False) -> N
 
 
 @app.command()
-def bump(identity: Identity, journal: JournalFile, as_json: AsJson = False) -> None:
+def bump(identity: Identity, journal: JournalFile = None, as_json: AsJson = False) -> None:
     """Send it again now with higher fees, under the same nonce."""
     _order("bump", identity, journal, as_json)
 
 
 @app.command()
-def cancel(identity: Identity, journal: JournalFile, as_json: AsJson = False) -> None:
+def cancel(identity: Identity, journal: JournalFile = None, as_json: AsJson = False) -> None:
     """Withdraw it; in flight, its nonce is spent on an empty transfer if that arrives first."""
     _order("cancel", identity, journal, as_json)
 
 
 @app.command()
-def resend(identity: Identity, journal: JournalFile, as_json: AsJson = False) -> None:
+def resend(identity: Identity, journal: JournalFile = None, as_json: AsJson = False) -> None:
     """Hand it to the node again; a failed or cancelled one is queued anew."""
     _order("resend", identity, journal, as_json)
 
 
-def _order(name: str, identity: str, journal: Path, as_json: bool) -> None:
+def _order(name: str, identity: str, journal: Path | None, as_json: bool) -> None:
     """Leave the order in the journal; the outbox carries it out at its next step, also after a restart."""
     from openlora_chain.errors import ChainError
     from openlora_chain.policy import check_order
@@ -96,6 +99,7 @@ def _order(name: str, identity: str, journal: Path, as_json: bool) -> None:
     from ..journal.outbox import write_order
 
     order: Order = Order(name)
+    journal = _of_this_node(journal)
     intent = _find(journal, identity)
     try:
         check_order(intent, order)
@@ -108,13 +112,19 @@ def _order(name: str, identity: str, journal: Path, as_json: bool) -> None:
         print(f"{name} ordered for {intent.id.hex()[:SHORT_ID]}: carried out within seconds while the node runs")
 
 
-def _recent(journal: Path, limit: int) -> list[Intent]:
+def _recent(journal: Path | None, limit: int) -> list[Intent]:
     from ..journal.outbox import read_intents
 
-    return read_intents(journal, limit)
+    return read_intents(_of_this_node(journal), limit)
 
 
-def _find(journal: Path, identity: str) -> Intent:
+def _of_this_node(journal: Path | None) -> Path:
+    from ..datadir import JOURNAL_NAME
+
+    return journal or load_config(None, None).config.state_dir / JOURNAL_NAME
+
+
+def _find(journal: Path | None, identity: str) -> Intent:
     wanted = identity.lower().removeprefix("0x")
     found = [intent for intent in _recent(journal, MAX_LISTED) if wanted and intent.id.hex().startswith(wanted)]
     if len(found) != 1:

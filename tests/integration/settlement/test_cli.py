@@ -69,6 +69,22 @@ async def test_register_then_look_after_the_entry(world: ChainWorld, cli: ChainC
     assert (await cli.json("operator", "status", "--node", node))["state"] == "deregistered"
 
 
+async def test_this_machines_node_is_the_default_and_people_read_amounts(world: ChainWorld, cli: ChainCli) -> None:
+    node, _, node_file = await registered(world, cli, "default")
+    own = ("--set", f"keys.keystore_file={node_file}")
+    assert (await cli.json("operator", "status", *own))["node"] == node
+    (reward,) = await cli.json("rewards", "show", "operator", *own)
+    assert (reward["what"], reward["claimable"]) == (f"node {node}", "0")
+    code, output, _ = await cli.run("stake", "status", *own)
+    assert code == 0
+    least = await world.nodes.min_stake()
+    assert output.count(f"{least // ETHER} OPEN") == 2
+    unregistered = await cli.key(fresh_wallet("default stranger"), "unregistered")
+    code, output, errors = await cli.run("stake", "status", "--set", f"keys.keystore_file={unregistered}")
+    assert (code, output) == (8, "")
+    assert "is not registered: `openlora operator register`" in errors
+
+
 async def test_a_plan_and_a_dry_run_send_nothing_and_name_the_cost(world: ChainWorld, cli: ChainCli) -> None:
     node, owner_file, _ = await registered(world, cli, "plan")
     before = await world.rpc.nonce(keystore.address_of(owner_file))

@@ -25,7 +25,7 @@ def few(monkeypatch: pytest.MonkeyPatch) -> None:
 
 async def test_every_ledger_has_its_turn(tmp_path: Path) -> None:
     async with open_journal(tmp_path / "node.sqlite") as journal:
-        await journal.transact(lambda tx: remember(tx, KNOWN))
+        await journal.transact(lambda tx: remember(tx, KNOWN.pipeline.id, KNOWN))
         for number in range(PAYERS):
             entry = voucher(10, 100 + number, payer=number, pipeline=KNOWN.pipeline.id)
             await journal.advance_voucher(entry)
