@@ -225,6 +225,8 @@ class ScriptedNode:
         self.open: dict[bytes, tuple[LedgerKey, OpenRun]] = {}
         self.sent = asyncio.Event()
         """Set when tokens have been sent."""
+        self.closing: dict[LocalExchange, int] = {}
+        """Fees of receipts whose closing vouchers are awaited: no debt yet."""
         self._first_done: messages.Done | None = None
         self._schedules: dict[bytes, RoyaltySchedule] = {}
         self._pipelines: dict[bytes, bytes] = {}
@@ -272,11 +274,14 @@ class ScriptedNode:
                         await self._infer(message, link)
                     case messages.Pay():
                         settled = await self._take(message.voucher)
+                        self.closing.pop(link, None)
                         link.put(messages.Settled(id=1, cumulative_tokens=settled))
                     case messages.Cancel():
                         self.cancelled += 1
         except OpenLoraError as error:
             link.put(messages.ErrorReply.of(error, 1))
+        finally:
+            self.closing.pop(link, None)
 
     async def _infer(self, message: messages.Infer, link: LocalExchange) -> None:
         script = self.script
@@ -300,7 +305,7 @@ class ScriptedNode:
         state = (await self._state(key)).with_run(run)
         opening = Signed.unpack(Voucher, message.voucher)
         self.vouchers.append(opening)
-        if refusal := opens(state, opening.value, 0):
+        if refusal := opens(state, opening.value, sum(self.closing.values())):
             raise refusal.error()
         entry = VoucherEntry(opening, opening.signer(DOMAIN), schedule.value(opening.value))
         admission = await self.journal.admit(signed, entry.signer, EscrowSnapshot(RICH), opening=entry)
@@ -355,6 +360,7 @@ class ScriptedNode:
         if script.lose_done:
             link.die()
             return
+        self.closing[link] = stored.receipt.value.fee
         reason = "length" if each == signed.value.max_tokens // choices else "stop"
         packed = stored.receipt.pack()
         tampered = script.receipt(stored.receipt.value)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import signal
+import sys
 from typing import TYPE_CHECKING
 
 import typer
@@ -21,11 +22,14 @@ app = typer.Typer(help="Pay for answers: an OpenAI endpoint on this machine.", i
 
 @app.callback()
 def gateway(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> int:
-    """Pay for answers: an OpenAI endpoint on this machine that picks nodes, signs and pays within your caps."""
+    """Pay for answers: an OpenAI endpoint on this machine that picks nodes, signs and pays within your caps.
+
+    Where it listens stands on standard output, its logs on standard error.
+    """
     from ..daemon.logs import set_up_logs
 
     loaded = load_config(config, sets)
-    set_up_logs(loaded.config.log.level, loaded.config.log.format)
+    set_up_logs(loaded.config.log.level, loaded.config.log.format, sys.stderr)
     run_async(_serve(loaded.config, as_json))
     return Exit.OK
 

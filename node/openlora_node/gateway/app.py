@@ -31,6 +31,7 @@ from ..network.candidates import Candidates
 from ..network.directory import DirectoryOptions
 from ..network.host import HostOptions
 from ..network.inference import InferClient
+from ..network.reach import ReachOptions
 from ..network.service import Network
 from ..protocol.crypto import Address
 from ..protocol.eip712 import Domain
@@ -184,7 +185,7 @@ async def _compose(
     token = await asyncio.to_thread(open_token, token_file)
 
     async def health() -> list[ServiceHealth]:
-        return [chain.health(), await nodes.health(), _money(outbox, recovery)]
+        return [chain.health(), await nodes.health(), await _money(outbox, recovery, purse, parts)]
 
     texts = None
     if config.gateway.keep_text:
@@ -251,6 +252,7 @@ def _network(config: Config, parts: ChainParts, domain: Domain, folder: Path) ->
         directory=DirectoryOptions(
             domain, bootstrap=config.network.bootstrap, peers_file=folder / "peers.json", serve=False
         ),
+        reach=ReachOptions(relay="off" if config.network.relay == "off" else "use", wanted=False),
     )
 
 
@@ -273,12 +275,16 @@ def _make_private(*folders: Path) -> None:
             raise OpenLoraError(ErrorCode.STORAGE_READ_ONLY, "node.data_dir cannot be made") from None
 
 
-def _money(outbox: Outbox, recovery: Recovery) -> ServiceHealth:
+async def _money(outbox: Outbox, recovery: Recovery, purse: Purse, parts: ChainParts) -> ServiceHealth:
+    reason = ""
     if outbox.status.blocked:
-        return ServiceHealth("escrow", Level.DEGRADED, f"deposits wait: {outbox.status.blocked}")
-    if recovery.disputed:
-        count = sum(recovery.disputed.values())
-        return ServiceHealth(
-            "escrow", Level.DEGRADED, f"{count} receipts that cannot be checked are claimed and not paid"
-        )
-    return ServiceHealth("escrow", Level.UP)
+        reason = f"deposits wait: {outbox.status.blocked}"
+    elif recovery.disputed:
+        reason = f"{sum(recovery.disputed.values())} receipts that cannot be checked are claimed and not paid"
+    else:
+        try:
+            if not await parts.view.may_sign(purse.payer, purse.signer.address):
+                reason = "gateway.payer has not authorised the key here: nodes refuse what it signs"
+        except OpenLoraError as error:
+            reason = error.message
+    return ServiceHealth("escrow", Level.DEGRADED if reason else Level.UP, reason)

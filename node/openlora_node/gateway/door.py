@@ -16,7 +16,7 @@ from ..openai import error_body, retry_after
 from ..protocol.errors import ErrorCode, OpenLoraError
 from .guard import Guard
 
-MAX_CONNECTIONS = 256
+MAX_CONNECTIONS = 512
 BACKLOG = 128
 BODY_TIMEOUT_S = 30.0
 SHUTDOWN_S = 5.0

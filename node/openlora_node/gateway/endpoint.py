@@ -27,7 +27,7 @@ from .payer import Payer, Prepared
 from .progress import Piece
 from .texts import Texts
 
-MAX_IN_FLIGHT = 64
+MAX_IN_FLIGHT = 256
 STALL_S = 60.0
 """A client that reads nothing for so long is taken for gone."""
 MAX_ROWS = 1_000

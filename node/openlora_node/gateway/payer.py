@@ -301,6 +301,8 @@ class Payer:
             if fee > cap:
                 raise _too_dear(f"this may cost {fee} wei", cap)
             escrow = await self._funded(node, fee)
+            if not offer.is_fresh(self.purse.clock()):
+                raise OpenLoraError(ErrorCode.QUOTE_EXPIRED, "the quote expired while the deposit was waited for")
             order = Order(
                 body=node_body(prepared.body, prepared.pipeline.base, tokens),
                 pipeline=prepared.pipeline,

@@ -29,6 +29,9 @@ from .ports import Accounts, Chain, Conversation
 from .purse import Purse, amounts_of, charge_due
 
 ANSWER_TIMEOUT_S = 15.0
+SETTLED_AFTER_S = 300
+"""A node looked at so long after the last loss has said all that it will say of it."""
+MAX_LOOKED = 10_000
 UNPAID_TOKENS = 1_024
 """Output pauses so far past the newest voucher: a receipt over more is not believed."""
 
@@ -55,6 +58,7 @@ class Recovery:
         self._chain = chain
         self._accounts = accounts
         self._running: dict[bytes, asyncio.Lock] = {}
+        self._looked: dict[bytes, int] = {}
         self.disputed: dict[bytes, int] = {}
         """Nodes that claim receipts which were not paid, and how many."""
 
@@ -63,17 +67,19 @@ class Recovery:
         return self._purse.journal
 
     async def pending(self) -> list[bytes]:
-        """Nodes with requests that have no kept receipt, or with fees that no voucher covers."""
+        """Nodes with requests that have no kept receipt, or with fees that no voucher covers, not looked at since."""
 
-        def read(tx: Transaction) -> list[bytes]:
+        def read(tx: Transaction) -> list[tuple[bytes, int]]:
+            now = self._purse.clock()
             rows = tx.all(
-                "SELECT node FROM spends WHERE state <> 'paid' AND at > ?"
-                " UNION SELECT node FROM accounts WHERE owed > ? LIMIT 1000",
-                self._purse.clock() - 14 * spending.DAY_S, bytes(32),
+                "SELECT node, max(at) FROM (SELECT node, at FROM spends WHERE state <> 'paid' AND at > ?"
+                " UNION ALL SELECT node, ? FROM accounts WHERE owed > ?) GROUP BY node LIMIT 1000",
+                now - 14 * spending.DAY_S, now, bytes(32),
             )  # fmt: skip
-            return [row[0] for row in rows]
+            return [(row[0], row[1]) for row in rows]
 
-        return await self._journal.transact(read)
+        found = await self._journal.transact(read)
+        return [node for node, newest in found if self._looked.get(node, 0) < newest + SETTLED_AFTER_S]
 
     async def look(self, node: bytes) -> Recovered:
         """Ask the node for our account and settle what is open. Raises NODE_LOST, NOT_FOUND, what the node says."""
@@ -82,9 +88,13 @@ class Recovery:
             try:
                 conversation = await self._accounts.talk(node)
                 try:
-                    return await self._look(node, conversation)
+                    found = await self._look(node, conversation)
                 finally:
                     await conversation.close()
+                if len(self._looked) >= MAX_LOOKED:
+                    self._looked.clear()
+                self._looked[node] = self._purse.clock()
+                return found
             finally:
                 self._running.pop(node, None)
 

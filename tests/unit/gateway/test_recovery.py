@@ -47,6 +47,12 @@ async def test_a_receipt_that_was_lost_on_the_way_is_paid_late(tmp_path: Path) -
         (row,) = await rows_of(w)
         assert row.state is spending.SpendState.PAID
         assert await w.recovery.pending() == []
+        # A loss that nothing comes of is looked at again for five minutes, then let be.
+        await w.purse.journal.transact(lambda tx: tx.write("test", "UPDATE spends SET state = 'lost'"))
+        assert await w.recovery.pending() == [node.node]
+        w.clock.now += 301
+        await w.recovery.look(node.node)
+        assert await w.recovery.pending() == []
         script.lose_done = False
         await w.ask(text="and another")
         await w.settle_down()
