@@ -19,7 +19,7 @@ from openlora_node.network.session import Session
 from openlora_node.network.transfer import Fetcher, FetchOptions, Sender, SenderOptions
 from openlora_node.network.transfer_send import Store
 from openlora_node.network.transfer_sources import of_peers
-from openlora_node.protocol.manifest import AnyManifest
+from openlora_node.protocol.manifest import AnyManifest, FileEntry
 from openlora_node.protocol.messages import ARTIFACT, ArtifactMessage
 from support.network_adverts import DOMAIN
 from support.network_peers import QUICK, Registry, fresh_secret
@@ -61,6 +61,10 @@ class Twisted:
 class _Raw:
     data: bytes
     manifest: AnyManifest
+
+    @property
+    def files(self) -> tuple[FileEntry, ...]:
+        return self.manifest.files
 
     def encode(self) -> bytes:
         return self.data

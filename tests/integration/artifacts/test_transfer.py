@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, NoiseTransportReadWriter
 
 from openlora_node.artifacts import Piece
 from openlora_node.network import session as session_module
@@ -178,6 +179,38 @@ async def test_when_the_only_source_dies_what_came_stays_and_another_continues(t
         assert same(await a.fetch(artifact, c), source, ["adapter_model.safetensors"])
         total = sum(entry.size for entry in a.store.manifest(artifact).files)  # type: ignore[union-attr]
         assert c.sender.sent_bytes == total - kept
+
+
+async def test_a_lone_source_that_sends_nothing_more_is_given_up(tmp_path: Path) -> None:
+    impatient = replace(HASTY, answer_s=0.3, attempts=2)
+    with open_store(tmp_path / "mute") as store, open_store(tmp_path / "asking") as asking:
+        mute = Twisted(store, lambda piece: piece if len(mute.sent) < 3 else None)
+        async with node(store, sends=mute) as source, node(asking, fetch=impatient) as a:
+            artifact = await publish(adapter_folder(tmp_path / "in", chunks(8)), source)
+            await a.meet(source)
+            with pytest.raises(OpenLoraError) as error:
+                await a.fetch(artifact, source)
+            assert error.value.code is ErrorCode.NODE_LOST
+            assert "in time" in error.value.message
+            assert len(mute.sent) == 3
+
+
+async def test_chunks_fill_noise_messages_and_never_spill_into_a_second_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sizes: list[int] = []
+    encrypt = NoiseTransportReadWriter.encrypt
+
+    def counted(self: NoiseTransportReadWriter, data: bytes) -> bytes:
+        sizes.append(len(data))
+        return encrypt(self, data)
+
+    monkeypatch.setattr(NoiseTransportReadWriter, "encrypt", counted)
+    async with nodes(tmp_path, 2) as (a, b):
+        artifact = await publish(adapter_folder(tmp_path / "in", chunks(16)), b)
+        await a.fetch(artifact, b)
+    assert max(sizes) > 60_000
+    assert MAX_PLAINTEXT_LENGTH not in sizes, "a full message is followed by the rest of its Yamux frame"
 
 
 async def test_two_who_want_the_same_share_one_fetch_and_one_may_leave(tmp_path: Path) -> None:

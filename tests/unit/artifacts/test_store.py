@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from openlora_node.artifacts import About, ArtifactStore, Kind, ShareTable, footprint
+from openlora_node.artifacts import About, ArtifactStore, Collected, Kind, ShareTable, footprint
 from openlora_node.artifacts import store as store_module
 from openlora_node.artifacts.contents import check_contents
 from openlora_node.protocol.chunks import CHUNK_SIZE, verify_chunk
@@ -349,6 +349,35 @@ async def test_a_second_writer_is_refused_and_a_guest_adds(store: ArtifactStore,
     with pytest.raises(OpenLoraError) as error:
         store.remove(artifact)
     refused(error, ErrorCode.NOT_FOUND)
+
+
+async def test_one_download_has_one_owner_in_any_process(store: ArtifactStore, tmp_path: Path) -> None:
+    source = adapter_folder(tmp_path / "in", chunks(2))
+    manifest = (await store.describe(source, Kind.ADAPTER, ABOUT)).manifest
+    partial = await store.begin(manifest.encode())
+    with ArtifactStore.open(tmp_path / "store", 64 * MIB, beside=True, keep_free=0) as guest:
+        for other in (store, guest):
+            with pytest.raises(OpenLoraError) as error:
+                await other.begin(manifest.encode())
+            refused(error, ErrorCode.BUSY)
+        assert await store.gc() == Collected(0, 0, 0, 0), "a download under way is not given up"
+        store.leave(partial)
+        taken = await guest.begin(manifest.encode())
+        assert await guest.add_folder(source, Kind.ADAPTER, ABOUT) == manifest.id, "publishing needs no download"
+        with pytest.raises(OpenLoraError) as error:
+            await guest.finish(taken)
+        refused(error, ErrorCode.BAD_CHUNK)
+        await guest.discard(taken)
+        assert store.ids() == {manifest.id}
+
+
+async def test_a_closed_store_says_so(tmp_path: Path) -> None:
+    store = ArtifactStore.open(tmp_path / "store", MIB, keep_free=0)
+    store.close()
+    store.close()
+    with pytest.raises(OpenLoraError) as error:
+        await store.add_folder(tmp_path, Kind.ADAPTER, ABOUT)
+    refused(error, ErrorCode.STORAGE_FAILED)
 
 
 async def test_gc_removes_what_crashes_left(tmp_path: Path) -> None:
