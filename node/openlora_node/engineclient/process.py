@@ -131,8 +131,9 @@ class EngineProcess:
 
     async def stop(self) -> None:
         """Have the engine finish what runs, within its grace, and end; `run` then returns. May be called repeatedly."""
-        self._stopping.set()
-        self._signal(signal.SIGTERM)
+        if not self._stopping.is_set():  # a second signal would end the grace
+            self._stopping.set()
+            self._signal(signal.SIGTERM)
 
     # One life.
 

@@ -196,10 +196,11 @@ async def mid_stream(running: Running) -> tuple[Any, Any]:
     return context, chunks
 
 
+@pytest.mark.timeout(300)  # two starts of an engine; on a busy machine each takes half a minute
 async def test_a_killed_engine_fails_its_runs_comes_back_with_its_adapters_and_stops_with_grace(
-    store: Store, tmp_path: Path
+    store: Store,
 ) -> None:
-    async with supervised(store, tmp_path / "e.sock") as running:
+    async with supervised(store, store.root / "e.sock") as running:
         client, process = running.client, running.process
         await ensured(client, store, "a")
         before = await tokens(client, body(), mix_of(store, a=10_000))
@@ -222,6 +223,7 @@ async def test_a_killed_engine_fails_its_runs_comes_back_with_its_adapters_and_s
 
         context, chunks = await mid_stream(running)
         await process.stop()
+        await process.stop()
         rest = [chunk async for chunk in chunks]
         assert rest[-1].finish_reason == "length"
         await context.__aexit__(None, None, None)
@@ -231,11 +233,11 @@ async def test_a_killed_engine_fails_its_runs_comes_back_with_its_adapters_and_s
         with pytest.raises(OpenLoraError) as refused:
             await tokens(client, body(), Mix())
         assert refused.value.code is ErrorCode.ENGINE_UNAVAILABLE
-        assert not (tmp_path / "e.sock").exists()
+        assert not (store.root / "e.sock").exists()
 
 
-async def test_the_engines_own_reason_is_told_where_it_cannot_start(store: Store, tmp_path: Path) -> None:
+async def test_the_engines_own_reason_is_told_where_it_cannot_start(store: Store) -> None:
     with pytest.raises(OpenLoraError, match="--max-lora-rank must be at least 1") as given_up:
-        async with supervised(store, tmp_path / "e.sock", "--max-lora-rank", "0"):
+        async with supervised(store, store.root / "e.sock", "--max-lora-rank", "0"):
             pass
     assert given_up.value.code is ErrorCode.CONFIG_INVALID
