@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from ..protocol.crypto import keccak256
-from ..protocol.merkle import NamedLeaf, named_root
+from ..protocol.merkle import NamedLeaf, name_hash, named_root
 from ..protocol.pricing import Charge, RoyaltySchedule, Tally
 from ..protocol.structs import output_hash
 from .parts import Output, Part, Sampling
@@ -20,7 +20,7 @@ BPS = 10_000
 
 def salt_of(receipt_salt: bytes, name: str) -> bytes:
     """The salt of one leaf."""
-    return keccak256(receipt_salt + keccak256(name.encode()))
+    return keccak256(receipt_salt + name_hash(name))
 
 
 def attribution(

@@ -9,6 +9,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 from .crypto import keccak256
 from .errors import ErrorCode, ProtocolError
@@ -46,7 +47,13 @@ class NamedLeaf:
 
     def hash(self) -> bytes:
         """Leaf (bytes32 keccak(name), bytes32 salt, bytes32 value)."""
-        return leaf_hash(keccak256(self.name.encode()), self.salt, self.value)
+        return leaf_hash(name_hash(self.name), self.salt, self.value)
+
+
+@lru_cache(maxsize=4096)
+def name_hash(name: str) -> bytes:
+    """keccak(name): receipts use few names over and over."""
+    return keccak256(name.encode())
 
 
 def named_root(leaves: Sequence[NamedLeaf]) -> bytes:
