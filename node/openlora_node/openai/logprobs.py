@@ -22,7 +22,7 @@ def merge_logprobs(parts: Sequence[bytes]) -> bytes:
     for part in told:
         for name, value in _object(part).items():
             if isinstance(value, list) and isinstance(merged.get(name), list):
-                merged[name] = merged[name] + value
+                merged[name].extend(value)
             else:
                 merged.setdefault(name, value)
     return msgspec.json.encode(merged)
