@@ -124,6 +124,7 @@ class Village:
         told = await until(self._gateway, "the gateway", READY_S)
         self.gateway_url = told["url"].removesuffix("/v1")
         self.token = _text(Path(told["tokenFile"]))
+        await until(self._knows_nodes, "the gateway to hear of the nodes", READY_S)
         say("gateway", f"{told['url']}: the whole network as one OpenAI endpoint")
 
     def _write_gateway(self, offers: Offers, people: People) -> None:
@@ -170,6 +171,11 @@ class Village:
             if "tokenFile" in told:
                 return told  # type: ignore[no-any-return]
         return None
+
+    async def _knows_nodes(self) -> bool:
+        self.stage.check("gateway")
+        async with aiohttp.ClientSession() as session, session.get(f"{self.gateway_url}/healthz") as answer:
+            return bool((await answer.json())["status"] == "ok")
 
     @staticmethod
     def _sets(*values: tuple[str, str]) -> tuple[str, ...]:
