@@ -1,4 +1,4 @@
-"""`make run` as a newcomer sees it: the demo runs, its numbers add up to the wei, it stays up, and leaves nothing behind."""
+"""`make run` as a newcomer sees it: it runs, its numbers add up to the wei, it stays up, and leaves nothing behind."""
 
 from __future__ import annotations
 
