@@ -29,6 +29,7 @@ def nonce_of(request: int, attempt: int) -> bytes:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(360)
 async def test_a_third_of_the_nodes_dies_under_two_hundred_requests(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -47,7 +48,7 @@ async def test_a_third_of_the_nodes_dies_under_two_hundred_requests(
         payer.connect_node = connect_node  # type: ignore[method-assign, assignment]
         client, candidates = InferClient(payer), Candidates(payer)
         try:
-            async with asyncio.timeout(120):
+            async with asyncio.timeout(300):
                 await payer.follow(BASE)
                 await asyncio.gather(*(payer.connect_node(worker.node) for worker in workers))
                 while len(await candidates.live(BASE)) < NODES:
