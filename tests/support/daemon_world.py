@@ -155,12 +155,16 @@ class NodeProcess:
         """Service → level."""
         return {service["name"]: service["level"] for service in status["services"]}
 
-    async def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 30.0) -> int:
+    async def end(self, timeout_s: float = 60.0) -> int:
+        """Wait for the end that was asked for; the exit code."""
+        async with asyncio.timeout(timeout_s):
+            return await self.process.wait()
+
+    async def stop(self, number: signal.Signals = signal.SIGTERM, timeout_s: float = 60.0) -> int:
         """Signal and wait; the exit code."""
         if self.process.returncode is None:
             self.process.send_signal(number)
-        async with asyncio.timeout(timeout_s):
-            return await self.process.wait()
+        return await self.end(timeout_s)
 
 
 @asynccontextmanager

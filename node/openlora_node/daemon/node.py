@@ -255,8 +255,13 @@ class Node:
         return registration(rooms.chain.view, rooms.node, rooms.wallet.address)
 
     def _chain(self) -> ServiceHealth:
-        chain = self.rooms.chain
-        return chain.view.health() if chain else _opened("chain", None)
+        chain, synced = self.rooms.chain, self.rooms.synced
+        if chain is None or synced is None:
+            return _opened("chain", None)
+        found = chain.view.health()
+        if found.works and not synced.done():
+            return replace(found, level=Level.INITIALIZING)
+        return found
 
     def _engine(self) -> ServiceHealth:
         rooms = self.rooms

@@ -56,3 +56,4 @@ def _signals(node: Node) -> Iterator[None]:
     finally:
         for number in numbers:
             loop.remove_signal_handler(number)
+            signal.signal(number, signal.SIG_IGN)  # it has stopped: one more must not make the exit look like a crash

@@ -57,6 +57,8 @@ class Rooms:
     wallet: Wallet
     node: bytes | None = None
     chain: ChainParts | None = None
+    synced: asyncio.Task[None] | None = None
+    """Done once the view has reached the newest block: before that it knows no escrow, whatever it remembers."""
     journal: Journal | None = None
     store: ArtifactStore | None = None
     outbox: Outbox | None = None
@@ -121,6 +123,9 @@ class Opener:
             open_chain(config.chain, config.deployment_file, JournalLogs(rooms.journal), snapshot=snapshot)
         )
         self._start("chain", rooms.chain.view.run, restart=BackOff())
+        rooms.synced = asyncio.create_task(rooms.chain.view.wait_synced(), name="chain synced")
+        rooms.synced.add_done_callback(lambda _: self._changed())
+        self._stack.callback(rooms.synced.cancel)
         rooms.outbox = make_outbox(rooms.journal, rooms.chain, rooms.wallet, config.chain, now)
         self._start("outbox", rooms.outbox.run, restart=BackOff())
         self._changed()

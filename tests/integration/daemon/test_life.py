@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +16,19 @@ import pytest
 
 from openlora_node.cli.exits import Exit
 from openlora_node.journal import Reader
+from openlora_node.network.advertising import AdvertOptions
+from openlora_node.network.adverts import Advert
+from openlora_node.network.directory import DirectoryOptions
+from openlora_node.network.host import HostOptions
+from openlora_node.network.identity import peer_id_of
+from openlora_node.network.service import Network
+from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import parse_artifact_id
 from openlora_node.protocol.pipeline import Pipeline
 from support.chain_world import PAYER, ChainWorld
 from support.daemon_payer import PROMPT, Asked, HttpPayer
 from support.daemon_world import PASSWORD, NodeHome, NodeProcess, openlora, openlora_process, running_node
+from support.network_peers import Registry, fresh_secret
 
 from .conftest import MakeHome
 
@@ -105,6 +116,7 @@ async def test_from_registration_to_a_paid_response_and_out(
                 assert expected in metrics, metrics
             assert "openlora_node_gas_balance_wei" in metrics
 
+            await the_node_key_sends_what_it_may(node, world)
             await second_start_is_refused(home)
             backup = Path((await node.order("/backup"))["backup"])
             with Reader(backup) as reader:
@@ -133,6 +145,24 @@ async def the_doors_of_health_answer(status: dict[str, Any]) -> None:
         async with session.get(f"{url}/readyz") as answer:
             assert answer.status == 206, "no peer is connected, all else is up"
             assert {service["name"] for service in (await answer.json())["services"]} >= {"engine", "chain", "disk"}
+
+
+async def the_node_key_sends_what_it_may(node: NodeProcess, world: ChainWorld) -> None:
+    """Vouchers are redeemed on demand; a call goes through the node's own outbox; nothing else is signed for."""
+    assert await node.order("/settlement/redeem") == {"queued": 1}
+    call = world.settlement.deposit(node.home.node, 5)
+    order = {"kind": "deposit", "subject": "0x01", "data": f"0x{call.data.hex()}", "value": "5"}
+    queued = await node.order("/transactions", to=f"0x{call.to.hex()}", **order)
+    assert await node.order("/transactions", to=f"0x{call.to.hex()}", **order) == queued, "once a kind and subject"
+    with pytest.raises(OpenLoraError) as caught:
+        await node.order("/transactions", to=f"0x{PAYER.address.hex()}", kind="gift", subject="0x02", value="1")
+    assert caught.value.code is ErrorCode.ACCESS_DENIED
+    async with asyncio.timeout(60):
+        while {entry["state"] for entry in await node.ask("/transactions")} - {"mined", "final"}:
+            await asyncio.sleep(0.1)
+    assert [entry["kind"] for entry in await node.ask("/transactions")] == ["deposit", "redeem"]
+    assert (await world.settlement.account_of(node.home.wallet.address, node.home.node)).balance == 5
+    assert await world.settlement.operator_balance(node.home.node) > 0
 
 
 async def second_start_is_refused(home: NodeHome) -> None:
@@ -168,19 +198,27 @@ async def paused(payer: HttpPayer, answer: aiohttp.ClientResponse) -> dict[str, 
     raise AssertionError("the response ended without a pause")
 
 
-async def test_sigterm_lets_what_runs_end_and_takes_no_more(
+async def test_sigterm_is_told_to_all_and_lets_what_runs_end(
     registered_home: MakeHome, world: ChainWorld, prompt_tokens: int
 ) -> None:
+    """Peers see the node come, and go as soon as it drains; the payer whom it serves sees the end of its response."""
     home = await registered_home(**DOORS)
     async with running_node(home) as node:
         await node.until_serving()
-        async with await payer_of(node, world, prompt_tokens) as payer:
-            asked = await payer.ask(24)
-            async with payer.send(asked) as answer:
+        status = await node.ask("/status")
+        base = bytes(parse_artifact_id(status["base"]))
+        async with peer_of(node, world, base) as peer, await payer_of(node, world, prompt_tokens) as payer:
+            (advert,) = await live_nodes(peer, base, 1)
+            assert advert.node == home.node
+            assert advert.value.input_rate == 2 * 10**17, "0.2 OPEN, as configured"
+            assert advert.value.max_context == 256
+            async with payer.send(await payer.ask(24)) as answer:
                 line = await paused(payer, answer)
                 node.process.send_signal(signal.SIGTERM)
                 await node.until(lambda status: status == "SIGTERM")
                 assert "STOPPING=1" in node.heard
+                assert await live_nodes(peer, base, 0) == ()
+                assert node.process.returncode is None, "what it serves is not over"
                 refused = await payer.post("/v1/quote", {"payer": f"0x{PAYER.address.hex()}",
                                                         "pipeline": payer.pipeline.to_json()})  # fmt: skip
                 assert refused[1]["error"]["code"] == "DRAINING"
@@ -190,7 +228,33 @@ async def test_sigterm_lets_what_runs_end_and_takes_no_more(
                     rest.append(line["t"])
                     await pay_for(payer, line)
             assert rest[-2:] == ["done", "settled"], "it ran to its end, and was paid"
-        assert await node.stop() == 0
+        assert await node.end() == 0
+
+
+@asynccontextmanager
+async def peer_of(node: NodeProcess, world: ChainWorld, base: bytes) -> AsyncIterator[Network]:
+    """A peer that is connected to the node and hears the adverts of its base."""
+    home = node.home
+    (address,) = (await node.ask("/net/addrs"))["listen"]
+    peer = Network(
+        fresh_secret(), HostOptions(listen=("/ip4/127.0.0.1/tcp/0",)), Registry(nodes={home.wallet.address: home.node}),
+        adverts=AdvertOptions(domain=world.domain), directory=DirectoryOptions(domain=world.domain, serve=False),
+    )  # fmt: skip
+    await peer.start()
+    try:
+        await peer.follow(base)
+        await peer.connect(peer_id_of(home.wallet.reveal()), (address,))
+        yield peer
+    finally:
+        await peer.stop()
+
+
+async def live_nodes(peer: Network, base: bytes, count: int) -> tuple[Advert, ...]:
+    """The live adverts of a base, once there are so many: adverts come by themselves, and nobody tells of each."""
+    async with asyncio.timeout(60):
+        while len(found := await peer.nodes(base)) != count:
+            await asyncio.sleep(0.05)
+    return found
 
 
 async def test_a_second_signal_ends_it_at_once_and_costs_the_payer_nothing(
