@@ -240,7 +240,7 @@ class Network:
 
     def _session(self, host: Host, stream: FramedStream[M]) -> Session[M]:
         peer = stream.peer.id
-        session = Session(stream, self._loop, charge=lambda fault: host.charge(peer, fault))
+        session = Session(stream, self._loop, charge=lambda fault: host.charge(peer, fault), remote_ip=host.ip_of(peer))
         self._sessions.add(session)
         return session
 

@@ -37,10 +37,12 @@ class Session(Generic[M]):
         loop: asyncio.AbstractEventLoop,
         window: int | None = None,
         charge: Callable[[Fault], object] | None = None,
+        remote_ip: str | None = None,
     ) -> None:
         """Made in the network's thread; `run` must be started there. `charge`, there, notes a fault of the peer."""
         self.peer: Peer = stream.peer
-        self.remote_ip: str | None = stream.remote_ip
+        self.remote_ip = remote_ip
+        """Where the peer connects from; None through a relay."""
         self.protocol: StreamProtocol[M] = stream.protocol
         self._stream = stream
         self._loop = loop

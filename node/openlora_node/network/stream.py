@@ -37,7 +37,6 @@ class FramedStream(Generic[M]):
 
     def __init__(self, stream: INetStream, protocol: StreamProtocol[M], peer: Peer) -> None:
         self.peer = peer
-        self.remote_ip = _remote_ip(stream)
         self.protocol = protocol
         self._stream = stream
         self._decoder = FrameDecoder(protocol.max_frame)
@@ -128,15 +127,6 @@ class FramedStream(Generic[M]):
             self._undecoded -= len(encode_varint(len(frame))) + len(frame)
             self._frames.append(frame)
         return True
-
-
-def _remote_ip(stream: INetStream) -> str | None:
-    """Whose address the connection comes from; None where libp2p cannot tell."""
-    try:
-        address = stream.get_remote_address()
-    except BROKEN:
-        return None
-    return str(address[0]).partition("%")[0] if address else None
 
 
 def _lost() -> OpenLoraError:

@@ -203,3 +203,17 @@ async def test_many_open_at_once_share_the_attempt_to_connect() -> None:
         assert isinstance(await exchanges[0].receive(), QuoteReply)
         assert node.streams == 1
         await client.close()
+
+
+async def test_a_handler_sees_who_asks_and_from_where() -> None:
+    seen: asyncio.Queue[tuple[str, str | None]] = asyncio.Queue()
+
+    async def handler(inbound: Inbound) -> None:
+        seen.put_nowait((inbound.peer.id, inbound.remote_ip))
+        await scripted(inbound)
+
+    async with world(handler) as w:
+        client = InferClient(w.payer)
+        await whole(client, w.nodes[0].node, 1)
+        assert await seen.get() == (await w.payer.peer_id(), "127.0.0.1")
+        await client.close()
