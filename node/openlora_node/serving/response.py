@@ -197,7 +197,8 @@ class Response:
     def leave(self, orphan_s: float) -> None:
         """Somebody stopped reading it; when the last did, it ends after `orphan_s` seconds unless someone comes."""
         self._followers -= 1
-        if self._followers == 0 and self.finished is None and self.error is None:
+        over = self.finished is not None or self.error is not None or self.stored is not None
+        if self._followers == 0 and not over:
             self._orphan = asyncio.get_running_loop().call_later(orphan_s, self.stop, Stop.LOST)
         self.changed.fire()
 
