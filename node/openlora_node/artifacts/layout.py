@@ -66,23 +66,28 @@ class Layout:
         """A name that nothing has, in `incoming` or `trash`."""
         return parent / f"{os.getpid()}-{next(_numbers)}-{os.urandom(4).hex()}"
 
+    def banish(self, folder: Path) -> Path | None:
+        """Make a folder vanish at once: where in the trash it lies now; None when it was not there."""
+        doomed = self.fresh(self.trash)
+        try:
+            _open_up(folder)  # moving a folder rewrites its `..`
+            folder.rename(doomed)
+        except FileNotFoundError:
+            return None
+        return doomed
+
     def discard(self, folder: Path) -> None:
         """Make a folder vanish at once and free its space after. Nothing happens when it is not there."""
-        if folder.parent != self.trash:
-            doomed = self.fresh(self.trash)
-            try:
-                _open_up(folder)  # moving a folder rewrites its `..`
-                folder.rename(doomed)
-            except FileNotFoundError:
-                return
-            folder = doomed
-        if not stat.S_ISDIR(folder.stat(follow_symlinks=False).st_mode):
-            folder.unlink()  # a link or a file where a folder should be: nothing behind it is touched
+        doomed = folder if folder.parent == self.trash else self.banish(folder)
+        if doomed is None:
             return
-        for path, folders, _ in os.walk(folder):
+        if not stat.S_ISDIR(doomed.stat(follow_symlinks=False).st_mode):
+            doomed.unlink()  # a link or a file where a folder should be: nothing behind it is touched
+            return
+        for path, folders, _ in os.walk(doomed):
             for name in folders:
                 _open_up(Path(path, name))
-        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(doomed, ignore_errors=True)
 
 
 def parse_folder_name(name: str) -> bytes | None:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from threading import RLock
+from threading import Lock, RLock
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from .eviction import Candidate, victims
@@ -48,7 +48,11 @@ class Collected:
 
 
 class Space:
-    """Who holds on to what, and room for more. Thread-safe. `evicts`: whether this process may delete."""
+    """Who holds on to what, and room for more. Thread-safe. `evicts`: whether this process may delete.
+
+    `lock` is for making room, in worker threads, and may be held while the disk works; holding on takes another, which
+    is held for a rename at most, so that an event loop may wait for it.
+    """
 
     def __init__(
         self,
@@ -69,35 +73,44 @@ class Space:
         self._keep_free = keep_free
         self._evicts = evicts
         self._clock = clock
+        self._holding = Lock()
         self._held: Counter[bytes] = Counter()
         self._promised: dict[object, int] = {}
         self._fetched: dict[bytes, int] = {}
 
     def usage(self) -> Usage:
         """How full the store is."""
-        with self.lock:
-            entries, idle = self._index.entries(), self._idle()
-            partial = sum(candidate.footprint for candidate in idle) + self._under_way()
-            complete = sum(entry.footprint for entry in entries)
-            return Usage(complete, partial, self._cache_size, len(entries))
+        entries, idle = self._index.entries(), self._idle()
+        partial = sum(candidate.footprint for candidate in idle) + self._under_way()
+        complete = sum(entry.footprint for entry in entries)
+        return Usage(complete, partial, self._cache_size, len(entries))
 
     # Holds and pins.
 
-    def take(self, artifact: bytes) -> None:
-        """One more holds on to an artifact."""
-        with self.lock:
+    def take(self, artifact: bytes) -> bool:
+        """One more holds on to an artifact; False when it is not there."""
+        with self._holding:
+            if self._index.get(artifact) is None:
+                return False
             self._held[artifact] += 1
+            return True
 
     def release(self, artifact: bytes) -> None:
         """One holds on no longer."""
-        with self.lock:
+        with self._holding:
             self._held[artifact] -= 1
             if self._held[artifact] <= 0:
                 del self._held[artifact]
 
-    def is_held(self, artifact: bytes) -> bool:
-        """Whether anyone holds on to it."""
-        return artifact in self._held
+    def take_out(self, artifact: bytes, move: Callable[[], object]) -> bool:
+        """Have an artifact moved out of its place, unless somebody holds on to it: False then."""
+        with self._holding:
+            if artifact in self._held:
+                return False
+            move()
+            self._index.drop(artifact)  # after the move: memory looks on the disk for what it does not know
+            self._trees.forget(artifact)
+            return True
 
     def pin(self, artifact: bytes) -> None:
         """Make a pin."""
@@ -148,12 +161,14 @@ class Space:
         with self.lock:
             self._fetched.pop(artifact, None)
 
-    def delete(self, artifact: bytes) -> None:
-        """Delete a complete artifact."""
-        with self.lock:
-            self._index.drop(artifact)
-            self._trees.forget(artifact)
-            self._layout.discard(self._layout.artifact(artifact))
+    def delete(self, artifact: bytes) -> bool:
+        """Delete a complete artifact; False when somebody holds on to it."""
+        moved: list[Path | None] = []
+        if not self.take_out(artifact, lambda: moved.append(self._layout.banish(self._layout.artifact(artifact)))):
+            return False
+        if moved[0] is not None:
+            self._layout.discard(moved[0])
+        return True
 
     def collect(self) -> Collected:
         """Remove what nothing needs: remains of crashes, forgotten downloads, what exceeds the space."""
@@ -175,7 +190,10 @@ class Space:
         return Collected(freed + sum(before[artifact] for artifact in evicted), len(evicted), len(gone), len(broken))
 
     def _make(self, needed: int, *, disk: int) -> None:
-        """Evict until `needed` more bytes fit the store's space and `disk` more the disk. Raises STORAGE_FULL."""
+        """Evict until `needed` more bytes fit the store's space and `disk` more the disk. Raises STORAGE_FULL.
+
+        It ends: each time that it begins again, one artifact more is held.
+        """
         with storage_errors():
             status = os.statvfs(self._layout.root)
             self._index.refresh()
@@ -201,12 +219,14 @@ class Space:
             for victim in chosen:
                 if victim.partial:
                     self._give_up(victim.artifact)
-                else:
-                    logger.info("evicting %s", victim.artifact.hex())
-                    self.delete(victim.artifact)
+                elif self.delete(victim.artifact):
+                    logger.info("evicted %s", victim.artifact.hex())
+                else:  # taken since: somebody else has to go
+                    self._make(needed, disk=disk)
+                    return
 
     def _under_way(self) -> int:
-        return sum(self._fetched.values()) + sum(self._promised.values())
+        return sum(list(self._fetched.values())) + sum(list(self._promised.values()))
 
     def _idle(self) -> list[Candidate]:
         """Downloads on disk that nobody works on, in any process."""

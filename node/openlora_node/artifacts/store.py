@@ -172,13 +172,11 @@ class ArtifactStore:
     @contextmanager
     def hold(self, artifact: bytes) -> Iterator[Path]:
         """The folder of an artifact that is neither evicted nor removed meanwhile. Raises NOT_FOUND."""
-        with self._space.lock:
-            folder = self.folder(artifact)
-            if folder is None:
-                raise OpenLoraError(ErrorCode.NOT_FOUND)
-            self._space.take(artifact)
+        if not self._space.take(artifact):
+            raise OpenLoraError(ErrorCode.NOT_FOUND)
         try:
-            yield folder
+            self._index.touch(artifact)
+            yield self._layout.artifact(artifact)
         finally:
             self._space.release(artifact)
 
@@ -197,14 +195,13 @@ class ArtifactStore:
     def remove(self, artifact: bytes) -> None:
         """Delete an artifact. Raises NOT_FOUND, BUSY while it is held or pinned, DATADIR_LOCKED for a guest."""
         self._must_write()
-        with self._space.lock, storage_errors():
+        with storage_errors():
             if self._index.get(artifact) is None:
                 raise OpenLoraError(ErrorCode.NOT_FOUND)
-            if self._space.is_held(artifact):
-                raise OpenLoraError(ErrorCode.BUSY, "the artifact is in use: try again later", retry_after_ms=5000)
             if artifact in self._space.pinned():
                 raise OpenLoraError(ErrorCode.BUSY, "the artifact is pinned: unpin it first")
-            self._space.delete(artifact)
+            if not self._space.delete(artifact):
+                raise OpenLoraError(ErrorCode.BUSY, "the artifact is in use: try again later", retry_after_ms=5000)
 
     # Work on the disk.
 
@@ -333,11 +330,8 @@ class ArtifactStore:
         def work() -> tuple[str, ...]:
             with storage_errors():
                 found = check_artifact(self._layout.artifact(artifact), manifest, _stoppable(progress, stop))
-                with self._space.lock:
-                    if found.damaged and self.is_writer and not self._space.is_held(artifact):
-                        self._trees.forget(artifact)
-                        self._index.drop(artifact)
-                        withdraw(self._layout, artifact, found.kept)
+                if found.damaged and self.is_writer:
+                    self._space.take_out(artifact, lambda: withdraw(self._layout, artifact, found.kept))
             return found.damaged
 
         return await self._work(work, stop=stop)

@@ -7,15 +7,18 @@ import json
 import os
 import stat
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from hashlib import sha256
 from pathlib import Path
 
 import pytest
 
 from openlora_node.artifacts import About, ArtifactStore, Collected, Kind, ShareTable, footprint
+from openlora_node.artifacts import space as space_module
 from openlora_node.artifacts import store as store_module
 from openlora_node.artifacts.contents import check_contents
+from openlora_node.artifacts.eviction import Candidate
 from openlora_node.protocol.chunks import CHUNK_SIZE, verify_chunk
 from openlora_node.protocol.crypto import Address
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
@@ -307,6 +310,31 @@ async def test_the_least_recently_used_goes_first_but_nothing_held_or_pinned(tmp
         await store.add_folder(sources[6], Kind.ADAPTER, ABOUT)
         assert ids[1] not in store.ids(), "the times of last use survive a restart"
         assert store.pinned() == frozenset()
+
+
+async def test_an_artifact_that_is_taken_while_it_was_to_go_stays(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 1_000_000.0
+    with ArtifactStore.open(tmp_path / "store", MIB, keep_free=0, clock=lambda: now) as store, ExitStack() as holds:
+        ids = []
+        for number in range(4):
+            now += 100
+            ids.append(
+                await store.add_folder(adapter_folder(tmp_path / str(number), 200_000, seed=number), "adapter", ABOUT)
+            )
+        choose = space_module.victims
+
+        def choose_and_be_late(candidates: Iterable[Candidate], excess: int) -> tuple[Candidate, ...] | None:
+            chosen = choose(candidates, excess)
+            if chosen is not None and chosen[0].artifact == ids[0]:
+                holds.enter_context(store.hold(ids[0]))
+            return chosen
+
+        monkeypatch.setattr(space_module, "victims", choose_and_be_late)
+        ids.append(await store.add_folder(adapter_folder(tmp_path / "4", 200_000, seed=4), "adapter", ABOUT))
+        assert store.ids() == {ids[0], ids[2], ids[3], ids[4]}
+        assert await store.verify(ids[0]) == ()
 
 
 async def test_what_does_not_fit_is_refused_before_it_is_copied(tmp_path: Path) -> None:
