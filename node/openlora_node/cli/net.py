@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -23,13 +23,20 @@ WORDS = {
 
 
 @app.command()
-def reach(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> int:
+def reach(
+    wait: Annotated[
+        float, typer.Option("--wait", metavar="SECONDS", min=1, max=600, help="Longest wait where no node runs.")
+    ] = 30.0,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> int:
     """Say whether peers reach this node, who tried, and what to change.
 
     Asks the running node; where none runs, listens for a moment in its place and asks peers itself. Exit code 6 when
     nobody reaches it.
     """
-    report = _reach(config, sets)
+    report = _reach(config, sets, wait)
     if as_json:
         print_json(report)
     else:
@@ -50,7 +57,7 @@ def addrs(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False)
         print_table(["", "address"], rows)
 
 
-def _reach(config: Any, sets: Any) -> dict[str, Any]:
+def _reach(config: Any, sets: Any, wait: float) -> dict[str, Any]:
     from ..api.client import ask
 
     loaded = load_config(config, sets).config
@@ -65,7 +72,12 @@ def _reach(config: Any, sets: Any) -> dict[str, Any]:
 
     network, peers = loaded.network, loaded.state_dir / "peers.json"
     found = probe(
-        network.listen, network.announce, network.bootstrap, peers if peers.exists() else None, relay=network.relay
+        network.listen,
+        network.announce,
+        network.bootstrap,
+        peers if peers.exists() else None,
+        relay=network.relay,
+        patience_s=wait,
     )
     return {**found, "running": False}
 

@@ -414,6 +414,17 @@ def test_what_cannot_be_punched_stays_relayed_and_usable(monkeypatch: pytest.Mon
     run(test)
 
 
+def test_a_punch_leaves_from_the_listeners_port_even_where_it_listens_locally() -> None:
+    async def test() -> None:
+        async with hosts(1) as (host,):
+            (port,) = host.ports()
+            assert host.source("/ip4/9.9.9.9/tcp/1") == ("0.0.0.0", port)
+            assert host.source("/ip4/127.0.0.1/tcp/1") == (LOOPBACK, port)
+            assert host.source("/ip6/2620:fe::fe/tcp/1") is None
+
+    run(test)
+
+
 def test_punches_that_others_start_are_rationed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(holepunch_module, "PER_PEER", Allowance(rate=0.0, burst=1.0))
     monkeypatch.setattr(holepunch_module, "PUNCH_S", 0.1)

@@ -7,7 +7,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -21,6 +20,8 @@ from support.reach_worker import Remote, worker
 RELAYS = ("relay1", "relay2", "relay3")
 HELPERS = ("helper1", "helper2")
 OPENLORA = Path(sys.executable).with_name("openlora")
+PROCESSES = ("anna", "bert")
+"""Homes with a process of their own; the other hosts share one, each with a thread in its namespace."""
 STRANGER = "stranger"
 """Public, and known to no home before it calls one."""
 
@@ -29,7 +30,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 @dataclass
 class World:
-    """An internet with six public hosts in one process, each in a namespace, and homes with a process each."""
+    """An internet with six public hosts and five homes, each in a namespace."""
 
     net: Internet
     remotes: dict[str, Remote] = field(default_factory=dict)
@@ -64,9 +65,10 @@ def world() -> Iterator[World]:
             "fred": net.home("fred", 36, 6, shows=5001),
         }
         shared = stack.enter_context(worker())
-        world.remotes = dict.fromkeys(public, shared)
-        for name, space in homes.items():
-            world.remotes[name] = stack.enter_context(worker(space))
+        world.remotes = {
+            **dict.fromkeys([*public, *homes], shared),
+            **{name: stack.enter_context(worker(homes[name])) for name in PROCESSES},
+        }
         for name, host in public.items():
             relay = "serve" if name in RELAYS else "use"
             world.start(name, space=spaces[name], relay=relay, bootstrap=list(world.bootstrap))
@@ -74,8 +76,8 @@ def world() -> Iterator[World]:
                 world.bootstrap.append(f"/ip4/{NET}.{host}/tcp/4001/p2p/{world.peers[name]}")
         for name in RELAYS:
             world.call(name, "until", reach="direct")
-        with ThreadPoolExecutor(len(homes)) as threads:
-            list(threads.map(lambda name: world.start(name, bootstrap=world.bootstrap), homes))
+        for name, space in homes.items():
+            world.start(name, space="" if name in PROCESSES else space, bootstrap=world.bootstrap)
         yield world
 
 
@@ -168,11 +170,11 @@ def test_net_reach_names_the_port_to_forward(world: World, tmp_path: Path) -> No
     config = tmp_path / "node.yaml"
     config.write_text(json.dumps({"node": {"data_dir": str(tmp_path)}, "network": {"bootstrap": world.bootstrap}}))
     done = subprocess.run(
-        ["ip", "netns", "exec", home, str(OPENLORA), "net", "reach", "--json"],
+        ["ip", "netns", "exec", home, str(OPENLORA), "net", "reach", "--json", "--wait", "75"],
         env={**os.environ, "PATH": PATH, "OPENLORA_CONFIG": str(config)},
         capture_output=True,
         text=True,
-        timeout=90,
+        timeout=140,
         check=False,
     )
     report = json.loads(done.stdout)
