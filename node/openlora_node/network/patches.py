@@ -15,11 +15,13 @@ from typing import Any
 import libp2p.network.swarm as swarm_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
+from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
+from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ..protocol.errors import ErrorCode, OpenLoraError
@@ -46,6 +48,8 @@ EXPECTED: dict[str, tuple[type, str]] = {
     "Swarm._handle_inbound_connection": (Swarm, "self,read_write_closer,maddr"),
     "Swarm.upgrade_inbound_raw_conn": (Swarm, "self,raw_conn,maddr"),
     "Swarm.dial_addr": (Swarm, "self,addr,peer_id,source"),
+    "Swarm.dial_addr_as_responder": (Swarm, "self,addr,peer_id,source"),
+    "TransportUpgrader.upgrade_security": (TransportUpgrader, "self,raw_conn,is_initiator,peer_id"),
 }
 CONSTANTS = (
     (swarm_module, "_HAPPY_EYEBALLS_DELAY"),
@@ -55,6 +59,7 @@ CONSTANTS = (
 SOURCES: tuple[tuple[Callable[..., Any], tuple[str, ...]], ...] = (
     (Yamux.__init__, ("_ping_event", "_ping_sent_time", "event_closed", "event_shutting_down", "stream_buffers")),
     (YamuxStream.__init__, ("self.recv_window =", "self.conn =", "self.target_recv_window =")),
+    (BasicHost.__init__, ("self._observed_addr_manager",)),
     (Swarm.__init__, ("_negative_peer_cache", "retry_config")),
     (Yamux._measure_rtt_loop, ("RTT_MEASURE_INTERVAL", "_ping_event.wait")),
 )
