@@ -183,10 +183,10 @@ class Session(Generic[M]):
         self._changed.set()
 
     def _nudge(self) -> None:
-        """Wake trio's side, once until it looked."""
+        """Wake trio's side, once until it looked; after this turn of the loop, as more may be put in it."""
         if not self._nudged:
             self._nudged = True
-            self._post(self._nudged_by)
+            self._loop.call_soon(self._post, self._nudged_by)
 
     def _post(self, function: Callable[[], object]) -> None:
         try:
