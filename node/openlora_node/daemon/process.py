@@ -33,7 +33,8 @@ async def run_node(config: Config) -> Reason:
 
 def protect_process() -> None:
     """No core dumps and no other process of this user in our memory, where the node key is; descriptors to spare."""
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    with suppress(ValueError, OSError):  # a sandbox may forbid it, and has set it then
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     if sys.platform == "linux":
         with suppress(OSError, AttributeError):
             ctypes.CDLL(None).prctl(PR_SET_DUMPABLE, 0, 0, 0, 0)

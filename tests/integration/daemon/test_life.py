@@ -84,7 +84,7 @@ async def test_from_registration_to_a_paid_response_and_out(
         await world.fund(home.wallet.address)
         home.node = await world.register_node(home.wallet)
         await world.send(PAYER, world.settlement.deposit(home.node, 10**18))
-        await node.until_serving()
+        await node.until(lambda line: line.startswith("serving") and "settlement" not in line)
 
         status = (await openlora("status", "--config", config, "--json")).json
         assert status["ready"]
