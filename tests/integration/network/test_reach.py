@@ -20,6 +20,8 @@ from libp2p.relay.circuit_v2.pb.dcutr_pb2 import HolePunch
 
 from openlora_node.network import holepunch as holepunch_module
 from openlora_node.network import nat as nat_module
+from openlora_node.network import reach as reach_module
+from openlora_node.network import reach_policy as reach_policy_module
 from openlora_node.network.buckets import Allowance
 from openlora_node.network.directory import Directory, DirectoryOptions, open_directory
 from openlora_node.network.holepunch import HolePuncher
@@ -470,6 +472,54 @@ def test_a_host_learns_that_it_is_direct_and_tells_the_address_that_peers_confir
             assert state.told == host.addresses()
             assert state.observed == (LOOPBACK,)
             await until(lambda: [str(a) for a in host.told()] == [f"{host.addresses()[0]}/p2p/{host.id}"])
+
+    run(test)
+
+
+@pytest.fixture
+def rounds(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, ...]]:
+    """The own IPs known at each round of dial-backs; one peer is enough to settle, and nothing is paced."""
+    made: list[tuple[str, ...]] = []
+    real = Reachability._round
+
+    async def round_(self: Reachability) -> Any:
+        made.append(self._interfaces)
+        return await real(self)
+
+    monkeypatch.setattr(Reachability, "_round", round_)
+    monkeypatch.setattr(reach_policy_module, "ENOUGH_VOTES", 1)
+    for name in ("PACE_S", "SETTLE_S", "LOOK_EVERY_S"):
+        monkeypatch.setattr(reach_module, name, 0.02)
+    monkeypatch.setattr(nat_module, "PER_PEER", Allowance(rate=100.0, burst=100.0))
+    return made
+
+
+def test_peers_are_asked_again_regularly(rounds: list[tuple[str, ...]]) -> None:
+    async def test() -> None:
+        async with hosts(1) as (server,):
+            DialBack(server)
+            async with reachable((server,), ReachOptions(recheck=0.1)) as (_, _, reach):
+                await reach.decided()
+                before = len(rounds)
+                await until(lambda: len(rounds) >= before + 3)
+                assert reach.state().reach is Reach.DIRECT
+
+    run(test)
+
+
+def test_peers_are_asked_again_when_an_own_address_changes(
+    rounds: list[tuple[str, ...]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    interfaces = ["192.0.2.1"]
+    monkeypatch.setattr(reach_module, "interface_ips", lambda: tuple(interfaces))
+
+    async def test() -> None:
+        async with hosts(1) as (server,):
+            DialBack(server)
+            async with reachable((server,)) as (_, _, reach):
+                await until(lambda: reach.state().verdict.is_settled)
+                interfaces[0] = "192.0.2.2"
+                await until(lambda: ("192.0.2.2",) in rounds)  # the next regular look is ten minutes away
 
     run(test)
 
