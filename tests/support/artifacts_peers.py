@@ -37,6 +37,8 @@ class Twisted:
     twist: Twist
     data: bytes | None = None
     """Sent instead of any manifest."""
+    gate: asyncio.Event | None = None
+    """Chunks wait for it."""
     sent: list[int] = field(default_factory=list)
 
     def manifest(self, artifact: bytes) -> AnyManifest | None:
@@ -48,6 +50,8 @@ class Twisted:
 
     async def reader(self, artifact: bytes, file: int, first: int, count: int) -> AsyncGenerator[Piece, None]:
         """Pieces, twisted."""
+        if self.gate is not None:
+            await self.gate.wait()
         async for piece in self.store.reader(artifact, file, first, count):
             twisted = self.twist(piece)
             if twisted is None:

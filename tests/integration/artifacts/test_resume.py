@@ -12,7 +12,7 @@ import pytest
 from openlora_node.artifacts.layout import CHUNKS
 from openlora_node.protocol.chunks import CHUNK_SIZE
 from support.artifacts_folders import ABOUT, adapter_folder, chunks
-from support.artifacts_peers import Node, nodes, open_store
+from support.artifacts_peers import Node, Twisted, node, nodes, open_store
 
 pytestmark = pytest.mark.timeout(90)
 TESTS = Path(__file__).parents[2]
@@ -42,34 +42,38 @@ async def until(process: asyncio.subprocess.Process, kept: int) -> int:
 
 @pytest.mark.slow
 async def test_a_fetcher_killed_twice_goes_on_where_it_was(tmp_path: Path) -> None:
-    async with nodes(tmp_path, 1) as (source,):
-        folder = adapter_folder(tmp_path / "in", chunks(64))
-        artifact = await source.store.add_folder(folder, "adapter", ABOUT)
-        manifest = source.store.manifest(artifact)
-        assert manifest is not None
-        total, root = sum(entry.size for entry in manifest.files), tmp_path / "killed"
-        kept = 0
-        for share in (0.3, 0.6):
+    with open_store(tmp_path / "source") as store:
+        allowed = 20
+        halting = Twisted(store, lambda piece: piece if len(halting.sent) < allowed else None)
+        async with node(store, sends=halting) as source:
+            folder = adapter_folder(tmp_path / "in", chunks(64))
+            artifact = await store.add_folder(folder, "adapter", ABOUT)
+            manifest = store.manifest(artifact)
+            assert manifest is not None
+            total, root = sum(entry.size for entry in manifest.files), tmp_path / "killed"
+            kept = 0
+            for _ in range(2):
+                process = await worker(root, artifact, source)
+                kept = await until(process, kept + chunks(10))
+                process.kill()
+                await process.wait()
+                allowed += 20
+            before, allowed = source.sender.sent_bytes, 1 << 30
             process = await worker(root, artifact, source)
-            kept = await until(process, int(total * share))
-            process.kill()
+            assert process.stdout is not None
+            first = (await process.stdout.readline()).split()
+            assert int(first[0]) >= kept, "what was reported kept is kept"
+            out = await process.stdout.read()
+            assert out.endswith(b"done\n")
             await process.wait()
-        before = source.sender.sent_bytes
-        process = await worker(root, artifact, source)
-        assert process.stdout is not None
-        first = (await process.stdout.readline()).split()
-        assert int(first[0]) >= kept, "what was reported kept is kept"
-        out = await process.stdout.read()
-        assert out.endswith(b"done\n")
-        await process.wait()
-        assert source.sender.sent_bytes - before == total - int(first[0]), "nothing that was kept is sent again"
-        with open_store(root) as store:
-            assert await store.verify(artifact) == ()
-            target = store.folder(artifact)
-            assert target is not None
-            name = "adapter_model.safetensors"
-            assert (target / name).read_bytes() == (folder / name).read_bytes()
-            assert not list((root / ".partial").iterdir())
+            assert source.sender.sent_bytes - before == total - int(first[0]), "nothing that was kept is sent again"
+    with open_store(root) as store:
+        assert await store.verify(artifact) == ()
+        target = store.folder(artifact)
+        assert target is not None
+        name = "adapter_model.safetensors"
+        assert (target / name).read_bytes() == (folder / name).read_bytes()
+        assert not list((root / ".partial").iterdir())
 
 
 async def _interrupted(a: Node, b: Node, tmp_path: Path, size: int) -> tuple[bytes, Path]:
