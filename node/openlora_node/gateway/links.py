@@ -20,7 +20,7 @@ from ..network.session import Session
 from ..network.standing import Outcome, outcome_of
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.health import Level, ServiceHealth
-from ..protocol.ids import ArtifactId
+from ..protocol.ids import ArtifactId, format_artifact_id
 from ..protocol.manifest import BaseManifest, decode_manifest
 from ..protocol.messages import ARTIFACT, VOUCHER, StreamProtocol
 from .ports import Conversation, Offered
@@ -81,10 +81,10 @@ class NodesLink:
         self._followed: set[bytes] = set()
 
     async def follow(self, base: bytes) -> None:
-        """Hear of a base's nodes. The first time the directory is asked too, and the caller waits a while."""
-        if base in self._followed:
-            return
-        await self._network.follow(base)
+        """Hear of a base's nodes. While nobody serves it the directory is asked, and the caller waits a while."""
+        if base not in self._followed:
+            await self._network.follow(base)
+            self._followed.add(base)
         try:
             async with asyncio.timeout(FIND_TIMEOUT_S):
                 while not await self._candidates.live(base):
@@ -92,7 +92,6 @@ class NodesLink:
                     await asyncio.sleep(FIND_PAUSE_S)
         except (OpenLoraError, TimeoutError):
             pass
-        self._followed.add(base)
 
     async def offers(self, base: bytes) -> Sequence[Offered]:
         """As ports.Nodes says."""
@@ -117,10 +116,15 @@ class NodesLink:
         try:
             async with asyncio.timeout(1):
                 lonely = await self._network.is_degraded()
+                unserved = [base for base in tuple(self._followed) if not await self._candidates.live(base)]
         except (OpenLoraError, TimeoutError):
             return ServiceHealth("network", Level.DOWN, "the host is starting again")
         if lonely:
             return ServiceHealth("network", Level.DEGRADED, "no peer is connected: check network.bootstrap")
+        if unserved:
+            return ServiceHealth(
+                "network", Level.DEGRADED, f"no node serves {format_artifact_id(unserved[0])} as far as is known yet"
+            )
         return ServiceHealth("network", Level.UP)
 
 
