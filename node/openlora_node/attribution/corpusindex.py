@@ -70,6 +70,8 @@ class Description(msgspec.Struct, frozen=True, forbid_unknown_fields=True, kw_on
     """index.json."""
 
     algorithm: int
+    background: str
+    """SHA-256 of the text that belongs to nobody, 64 hex; zeros for an index that is traced without."""
     dataset: str
     """Artifact id of the dataset version, 64 hex."""
     documents: int
@@ -97,6 +99,8 @@ class CorpusIndex:
     begins_word: NDArray[np.bool_]
     digest: bytes = b""
     """Known once it was written or opened."""
+    background: bytes = bytes(32)
+    """SHA-256 of the text that belongs to nobody, see `background`."""
 
     def document_at(self, positions: Positions) -> Positions:
         """The document that holds each token position."""
@@ -113,13 +117,17 @@ def build(
     encoder: Encoder,
     surprisal: NDArray[np.int32],
     progress: Callable[[int], None] = lambda _: None,
+    background: bytes = bytes(32),
 ) -> CorpusIndex:
     """Index a dataset: each text a document. `surprisal` [vocabulary], millibits; `progress` hears samples done.
 
-    A text that equals an earlier one (see `dataset.normalised`) belongs to whoever gave the earlier one. Raises
-    MALFORMED for a dataset beyond 2³² tokens.
+    A text that equals an earlier one (see `dataset.normalised`) belongs to whoever gave the earlier one. `background`
+    is the digest of the text that belongs to nobody. Raises MALFORMED for a dataset beyond 2³² tokens, or a surprisal
+    table of another vocabulary.
     """
     pieces = encoder.pieces()
+    if len(surprisal) != len(pieces):
+        raise ProtocolError(ErrorCode.MALFORMED, "the surprisal table is another tokenizer's")
     dtype: Any = np.uint16 if len(pieces) < MAX_SMALL else np.uint32
     separator = np.array([separator_of(dtype)], dtype)
     parts: list[NDArray[Any]] = []
@@ -146,6 +154,7 @@ def build(
         owners=tuple(places),
         surprisal=np.asarray(surprisal, np.int32),
         begins_word=np.array([_begins_word(piece) for piece in pieces], bool),
+        background=background,
     )
 
 
@@ -175,6 +184,7 @@ def save(index: CorpusIndex, folder: Path) -> bytes:
         values.tofile(folder / name)
     description = Description(
         algorithm=ALGORITHM,
+        background=index.background.hex(),
         dataset=index.dataset.hex(),
         documents=len(index.documents),
         files=tuple(_described(folder / name) for name in files),
@@ -234,6 +244,7 @@ def open_index(folder: Path, expected: bytes | None = None, *, verify: bool = Tr
         surprisal=surprisal,
         begins_word=words,
         digest=digest,
+        background=bytes.fromhex(about.background),
     )
 
 

@@ -1,6 +1,7 @@
 """How unlikely each token is, by tokenizer: one table for the whole network, so that no contributor can move it.
 
-`tables/<SHA-256 of tokenizer.json>.i4` holds millibits, int32 little-endian, by token id; scripts/unigrams.py makes one.
+`tables/<SHA-256 of tokenizer.json>.i4` holds millibits, int32 little-endian, by token id; scripts/unigrams.py
+makes one.
 """
 
 from __future__ import annotations

@@ -29,11 +29,20 @@ PPM = 1_000_000
 class Index(Protocol):
     """What tracing needs of a dataset's index."""
 
-    suffixes: SuffixArray
-    surprisal: NDArray[np.int32]
-    """Millibits by token id, none below 0."""
-    begins_word: NDArray[np.bool_]
-    """By token id: whether the token begins a word."""
+    @property
+    def suffixes(self) -> SuffixArray:
+        """The dataset's tokens."""
+        ...
+
+    @property
+    def surprisal(self) -> NDArray[np.int32]:
+        """Millibits by token id, none below 0."""
+        ...
+
+    @property
+    def begins_word(self) -> NDArray[np.bool_]:
+        """By token id: whether the token begins a word."""
+        ...
 
     def document_at(self, positions: Positions) -> Positions:
         """The document that holds each token position."""
