@@ -12,7 +12,6 @@ from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.structs import CLOCK_SKEW_S, AccountQuery, Voucher
 from .desk import Desk
-from .ledgers import read_voucher
 
 MAX_LEDGERS = 64
 MAX_OPEN_RECEIPTS = 256
@@ -61,7 +60,6 @@ class Accounts:
         ledger = await self._desk.ledgers.find(key)
         if ledger is None:
             raise OpenLoraError(ErrorCode.NOT_FOUND, "nothing was ever served under this payer, signer and pipeline")
-        read_voucher(packed, key, lambda _: signer)
         await self._desk.ledgers.pay(ledger, signed)
         assert ledger.signed is not None
         return messages.VoucherReply(voucher=ledger.signed.pack())

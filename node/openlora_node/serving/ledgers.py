@@ -8,11 +8,10 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter, OrderedDict
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from ..admission import LedgerState, OpenRun, Refusal, accept
-from ..journal import Journal, Ledger, LedgerKey, VoucherEntry
+from ..journal import Advanced, Journal, Ledger, LedgerKey, VoucherEntry
 from ..protocol.crypto import Address
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
@@ -192,14 +191,17 @@ class Ledgers:
         ledger = await self.get(key, known.schedule)
         return ledger if ledger.tally.tokens or ledger.signed or not ledger.idle else None
 
-    async def pay(self, ledger: LiveLedger, signed: Signed[Voucher]) -> None:
-        """Keep a voucher of this ledger whose signature was checked. Raises VOUCHER_CONFLICT."""
+    async def pay(self, ledger: LiveLedger, signed: Signed[Voucher]) -> bool:
+        """Keep a voucher whose signature was checked; False if it is no news. Raises VOUCHER_CONFLICT."""
         async with ledger.lock:
+            if is_old(ledger, signed.value):
+                return False
             verdict = accept(ledger.state(), signed.value)
             if isinstance(verdict, Refusal):
                 raise verdict.error()
             outcome = await self._journal.advance_voucher(self.entry(ledger, signed))
             ledger.took(outcome.ledger)
+        return isinstance(outcome, Advanced)
 
     def grace_of(self, payer: bytes) -> int:
         """What the receipts of a payer cost that are no debt yet, over all its ledgers."""
@@ -216,12 +218,15 @@ class Ledgers:
             del self._held[key]
 
 
-def read_voucher(packed: bytes, key: LedgerKey, check: Callable[[Signed[Voucher]], bytes]) -> Signed[Voucher]:
-    """A packed voucher of this ledger. `check` gives its signer. Raises MALFORMED, VOUCHER_CONFLICT, BAD_SIGNATURE."""
+def is_old(ledger: LiveLedger, voucher: Voucher) -> bool:
+    """Whether the voucher held is as new as this one. Raises VOUCHER_CONFLICT where one amount grew, one fell."""
+    return ledger.voucher is not None and ledger.voucher.covers(voucher)
+
+
+def read_voucher(packed: bytes, key: LedgerKey) -> Signed[Voucher]:
+    """A packed voucher that names this ledger; who signed it is not judged. Raises MALFORMED, VOUCHER_CONFLICT."""
     signed = Signed.unpack(Voucher, packed)
     value = signed.value
     if (value.payer, value.node, value.pipeline_id) != (key.payer, key.node, key.pipeline):
         raise OpenLoraError(ErrorCode.VOUCHER_CONFLICT, "the voucher names another payer, node or pipeline")
-    if check(signed) != key.signer:
-        raise OpenLoraError(ErrorCode.BAD_SIGNATURE, "the request's signer signs its vouchers too")
     return signed

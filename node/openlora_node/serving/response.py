@@ -76,6 +76,8 @@ class Response:
         self.pieces: list[Piece] = []
         self.due: Amounts | None = None
         """What a voucher must reach before output goes on; None while it flows."""
+        self.held = 0
+        """Tokens that are generated and wait for a voucher."""
         self.pauses = 0
         """How often a voucher was asked for."""
         self.finished: Finished | None = None

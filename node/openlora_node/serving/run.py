@@ -225,18 +225,18 @@ async def _hold(desk: Desk, response: Response, ledger: LiveLedger, count: int) 
     limit = desk.options.unpaid_tokens
     if (unpaid := ledger.unpaid_tokens()) > 0 and unpaid + count > limit:
         try:
-            asked: object = response
             async with asyncio.timeout(desk.options.pay_s):
                 while (unpaid := ledger.unpaid_tokens()) > 0 and unpaid + count > limit:
                     bell = ledger.changed.next
-                    if asked is not ledger.signed:  # once, and again after each voucher that was not enough
-                        asked = ledger.signed
+                    if not response.held:
+                        response.held = count
                         response.pause(ledger.due())
                     await bell.wait()
         except TimeoutError:
             response.mark_stopped(Stop.UNPAID)
             return
         finally:
+            response.held = 0
             response.pause(None)
     if response.lead > desk.options.lead_tokens:
         try:

@@ -21,7 +21,7 @@ from .capacity import Capacity
 from .desk import Desk
 from .facts import Facts
 from .follow import follow
-from .ledgers import Ledgers, read_voucher
+from .ledgers import Ledgers, is_old, read_voucher
 from .ports import (
     Alternatives,
     ArtifactsLike,
@@ -255,13 +255,22 @@ class Serving:
 
     async def _take(self, response: Response, packed: bytes) -> Voucher:
         """A voucher that came on a stream, for the ledger of the response that the stream follows."""
-        domain = self._desk.house.domain
-        signed = read_voucher(packed, response.key, lambda voucher: voucher.signer(domain))
+        signed = read_voucher(packed, response.key)
         ledger = await self._desk.ledgers.find(response.key)
         if ledger is None:
             raise OpenLoraError(ErrorCode.NOT_FOUND, "this request is not admitted yet")
-        response.answered = response.finished is not None
-        await self._desk.ledgers.pay(ledger, signed)
+        if response.finished is not None:
+            response.answered = True
+            ledger.changed.fire()
+        # Many responses of one ledger ask at once, and the first answer may do for all.
+        if is_old(ledger, signed.value):
+            return signed.value
+        if signed.signer(self._desk.house.domain) != response.key.signer:
+            raise OpenLoraError(ErrorCode.BAD_SIGNATURE, "the request's signer signs its vouchers too")
+        if await self._desk.ledgers.pay(ledger, signed) and response.held:
+            unpaid = ledger.unpaid_tokens()
+            if unpaid > 0 and unpaid + response.held > self._options.unpaid_tokens:
+                response.pause(ledger.due())  # not enough: say again what is
         return signed.value
 
     async def _prune(self) -> None:
