@@ -80,6 +80,7 @@ def test_publish_look_keep_and_delete(tmp_path: Path) -> None:
     assert "NOT_FOUND" in run(home, "publish", str(tmp_path / "nowhere"), "--json", status=8)
 
 
+@pytest.mark.slow
 def test_seed_and_pull_between_two_machines_stores(tmp_path: Path) -> None:
     source = adapter_folder(tmp_path / "in", chunks(20))
     arguments = ["publish", str(source), "--base", BASE, "--seed", "--set", f"node.data_dir={tmp_path / 'one'}"]

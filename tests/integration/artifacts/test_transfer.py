@@ -386,6 +386,7 @@ async def test_bad_questions_get_an_error_and_cost_the_asker(tmp_path: Path) -> 
                 await asyncio.sleep(0.01)
 
 
+@pytest.mark.slow
 async def test_a_peer_that_never_reads_is_cut_off_and_others_are_served(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -484,6 +485,7 @@ async def test_what_does_not_fit_the_store_is_not_fetched(tmp_path: Path) -> Non
             assert b.sender.sent_bytes == 0
 
 
+@pytest.mark.slow
 async def test_the_upload_rate_holds_for_all_together(tmp_path: Path) -> None:
     options = replace(FAST, upload_rate=chunks(40))
     with open_store(tmp_path / "slow") as store:
