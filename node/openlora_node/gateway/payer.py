@@ -88,6 +88,11 @@ class _Run:
     tried: set[bytes] = field(default_factory=set)
     full: set[bytes] = field(default_factory=set)
     """Nodes where requests of ours hold the places."""
+    vanished: set[bytes] = field(default_factory=set)
+    """Nodes that were lost before the first token."""
+    revisited: bool = False
+    last: OpenLoraError | None = None
+    """How the newest attempt failed."""
     lost: int = 0
 
     def left(self) -> bool:
@@ -212,7 +217,6 @@ class Payer:
             run.answer.fail(OpenLoraError(ErrorCode.INTERNAL))
 
     async def _attempts(self, run: _Run) -> None:
-        last: OpenLoraError | None = None
         again: bytes | None = None
         attempts, deadline = 0, self._monotonic() + PATIENCE_S
         run.tried |= self._liars()
@@ -221,13 +225,8 @@ class Payer:
                 raise OpenLoraError(ErrorCode.CANCELLED)
             node = await self._choose(run) if again is None else again
             if node is None:
-                if self._monotonic() < deadline and any(map(self._lanes.holds, run.full)):
-                    # Requests of ours hold every place there is: one of them will end.
-                    await self._lanes.room(ROOM_WAIT_S)
-                    run.tried -= run.full
-                    run.full.clear()
-                    continue
-                raise self._nobody(run.prepared) if last is None else last
+                await self._another_round(run, deadline)
+                continue
             run.tried.add(node)
             if again is None and self._lanes.is_full(node):
                 run.full.add(node)
@@ -237,27 +236,47 @@ class Payer:
             try:
                 await self._visit(run, node)
             except OpenLoraError as error:
-                started = run.attempt is not None and run.attempt.started
-                run.lost += run.attempt.lost if run.attempt else 0
-                run.attempt = None
-                self._report(node, error)
-                final = error.code in _OURS and not isinstance(error, TooDear)
-                if started or run.left() or final or _is_the_requests(error, last):
-                    raise
-                if error.code in _FULL and self._lanes.holds(node):
-                    run.full.add(node)
-                else:
-                    attempts += 1
-                if error.code in _BOOKS:
-                    await self._recover(node)
+                attempts += await self._after(run, node, error)
                 if not retried and error.code in _ANEW | _BOOKS:
                     self._offers.pop((node, run.prepared.pipeline.id), None)
                     again = node
-                last = error
             else:
                 return
-        assert last is not None
-        raise last
+        assert run.last is not None
+        raise run.last
+
+    async def _another_round(self, run: _Run, deadline: float) -> None:
+        """Nobody is left to ask: wait for a place, or go back once to where only the way broke. Raises otherwise."""
+        if self._monotonic() < deadline and any(map(self._lanes.holds, run.full)):
+            # Requests of ours hold every place there is: one of them will end.
+            await self._lanes.room(ROOM_WAIT_S)
+            run.tried -= run.full
+            run.full.clear()
+        elif run.vanished:
+            run.tried -= run.vanished
+            run.vanished.clear()
+            run.revisited = True
+        else:
+            raise self._nobody(run.prepared) if run.last is None else run.last
+
+    async def _after(self, run: _Run, node: bytes, error: OpenLoraError) -> int:
+        """An attempt failed: raises what ends the request, else says how many attempts it counts as."""
+        started = run.attempt is not None and run.attempt.started
+        run.lost += run.attempt.lost if run.attempt else 0
+        run.attempt = None
+        self._report(node, error)
+        final = error.code in _OURS and not isinstance(error, TooDear)
+        if started or run.left() or final or _is_the_requests(error, run.last):
+            raise error
+        run.last = error
+        if error.code is ErrorCode.NODE_LOST and not run.revisited:
+            run.vanished.add(node)
+        if error.code in _BOOKS:
+            await self._recover(node)
+        if error.code in _FULL and self._lanes.holds(node):
+            run.full.add(node)
+            return 0
+        return 1
 
     async def _visit(self, run: _Run, node: bytes) -> None:
         """One attempt, counted among those under way at the node."""

@@ -10,9 +10,8 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable
+from dataclasses import dataclass
 
 from ..journal import (
     MAX_LIVE_NONCES,
@@ -33,15 +32,14 @@ from ..protocol.crypto import Address, Signer
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import Digest
-from ..protocol.pricing import MAX_WEI, TOKENS_PER_RATE, RoyaltySchedule
+from ..protocol.pricing import MAX_WEI, RoyaltySchedule
 from ..protocol.structs import Request, Voucher, body_hash
-from .checking import Checked, grown, refused
+from .checking import Checked, grown
 from .ledger_book import Amounts, LedgerBook
+from .ledger_rows import adopt, amounts_of, charge_due, check_neighbours
 from .offers import Offer
+from .open_ledgers import OpenLedgers
 
-DOOR_WAIT_S = 30.0
-"""Longest wait until the node has taken or refused another request of the ledger."""
-MAX_NODE_HOLDS = 10_000
 CATCH_UP_S = 30.0
 """Longest wait for a request beside another to read what the node counts already."""
 REQUEST_LIFE_S = 240
@@ -74,27 +72,6 @@ class Ticket:
     """The receipt's number is at least this."""
 
 
-@dataclass
-class _Held:
-    """A ledger in use: its book, who may change it now, and an event that ends with the next change.
-
-    `door` is held from signing a request until the node took or refused it: vouchers that are signed meanwhile could
-    neither count it, for the node refuses what runs ahead, nor leave it out, for vouchers only grow.
-    """
-
-    book: LedgerBook
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    door: asyncio.Lock = field(default_factory=asyncio.Lock)
-    at_door: bytes | None = None
-    changed: asyncio.Event = field(default_factory=asyncio.Event)
-    users: int = 0
-
-    def tell(self) -> None:
-        """Wake whoever waits for the book to grow."""
-        changed, self.changed = self.changed, asyncio.Event()
-        changed.set()
-
-
 class Purse:
     """One payer's journal with one signer. Its methods may run side by side."""
 
@@ -105,12 +82,10 @@ class Purse:
         self.signer = signer
         self.caps = caps
         self.clock = clock
-        self._books: dict[LedgerKey, _Held] = {}
-        self._node_holds: dict[LedgerKey, Amounts] = {}
-        """What nodes were found to hold, where that was less than the journal's newest voucher."""
+        self._ledgers = OpenLedgers(journal)
 
     def __repr__(self) -> str:
-        return f"Purse(0x{self.payer.hex()}, {len(self._books)} ledgers in use)"
+        return f"Purse(0x{self.payer.hex()}, {len(self._ledgers)} ledgers in use)"
 
     def key(self, node: bytes, pipeline: bytes) -> LedgerKey:
         """The ledger of this signer."""
@@ -153,15 +128,15 @@ class Purse:
             expires_at=now + REQUEST_LIFE_S,
         ).sign(self.domain, self.signer)
         digest = Digest(request.value.digest(self.domain))
-        held = self._enter(key, offer.schedule)
+        held = self._ledgers.enter(key, offer.schedule)
         try:
-            await self._to_door(held)
+            await self._ledgers.to_door(held)
         except BaseException:
-            self._leave(key)
+            self._ledgers.leave(key)
             raise
         held.at_door = digest
         try:
-            async with self._book(key) as book:
+            async with self._ledgers.book(key) as book:
                 worth_before = book.worth(book.voucher)
                 book.open(digest, offer, prompt_tokens)
                 amounts = book.next_voucher(digest)
@@ -183,23 +158,23 @@ class Purse:
                 least_seq = await self.journal.transact(lambda tx: self._admit(tx, entry, spend))
         except BaseException:
             held.book.close(digest)
-            self._from_door(held, digest)
-            self._leave(key)
+            self._ledgers.from_door(held, digest)
+            self._ledgers.leave(key)
             raise
         return Ticket(key, offer, request, digest, opening, prompt_tokens, worth_before, least_seq)
 
     async def accepted(self, ticket: Ticket) -> None:
         """The node took the request, and with it the opening voucher."""
-        held = self._books[ticket.key]
+        held = self._ledgers[ticket.key]
         async with held.lock:
             held.book.accept(ticket.digest)
             held.book.voucher = held.book.voucher.joined(amounts_of(ticket.opening.value))
             await self.journal.transact(lambda tx: self._keep(tx, ticket.opening, ticket.offer.schedule))
-        self._from_door(held, ticket.digest)
+        self._ledgers.from_door(held, ticket.digest)
 
     def generated(self, ticket: Ticket, tokens: int) -> None:
         """So many tokens have come in all: they count in the next voucher."""
-        held = self._books[ticket.key]
+        held = self._ledgers[ticket.key]
         held.book.generated(ticket.digest, tokens)
         held.tell()
 
@@ -212,13 +187,16 @@ class Purse:
         try:
             async with asyncio.timeout(CATCH_UP_S):
                 while True:
-                    async with self._shut_door(ticket), self._book(ticket.key) as book:
+                    async with (
+                        self._ledgers.shut_door(ticket.key, ticket.digest),
+                        self._ledgers.book(ticket.key) as book,
+                    ):
                         amounts = book.next_voucher()
                         if amounts.covers(demanded):
                             return await self._pay(ticket, book, amounts)
                         if len(book.requests) == 1:
                             break
-                    await self._books[ticket.key].changed.wait()
+                    await self._ledgers[ticket.key].changed.wait()
         except TimeoutError:
             pass
         raise OpenLoraError(
@@ -230,7 +208,7 @@ class Purse:
 
         Raises RECEIPT_INVALID where it contradicts a receipt that is held; then the request is still to be given up.
         """
-        async with self._shut_door(ticket), self._book(ticket.key) as book:
+        async with self._ledgers.shut_door(ticket.key, ticket.digest), self._ledgers.book(ticket.key) as book:
             open_request = book.requests.pop(ticket.digest)
             try:
                 kept, voucher = await self.journal.transact(
@@ -238,10 +216,10 @@ class Purse:
                 )
             except BaseException:
                 book.requests[ticket.digest] = open_request
-                await self._refresh(ticket.key, book)
+                await self._ledgers.refresh(ticket.key, book)
                 raise
-        self._from_door(self._books[ticket.key], ticket.digest)
-        self._leave(ticket.key)
+        self._ledgers.from_door(self._ledgers[ticket.key], ticket.digest)
+        self._ledgers.leave(ticket.key)
         return kept, voucher
 
     async def settle_late(
@@ -249,19 +227,19 @@ class Purse:
     ) -> tuple[StoredReceipt, Signed[Voucher]]:
         """The same for a request of an earlier life of this process. Raises RECEIPT_INVALID, NOT_FOUND."""
         key = LedgerKey(self.payer, spend.node, spend.signer, spend.pipeline)
-        self._enter(key, offer.schedule)
+        self._ledgers.enter(key, offer.schedule)
         try:
-            async with self._book(key) as book:
+            async with self._ledgers.book(key) as book:
                 digest = Digest(spend.request_digest)
                 try:
                     return await self.journal.transact(
                         lambda tx: self._settle(tx, key, offer, digest, checked, salt, book)
                     )
                 except BaseException:
-                    await self._refresh(key, book)
+                    await self._ledgers.refresh(key, book)
                     raise
         finally:
-            self._leave(key)
+            self._ledgers.leave(key)
 
     async def give_up(self, ticket: Ticket, note: str, received: bytes | None = None) -> int:
         """No receipt comes, or none that holds: release the reservation. Ends the request.
@@ -269,7 +247,7 @@ class Purse:
         Returns what the vouchers given with it are worth at most, in wei: that counts as spent. `received` is the
         output hash of what came, so that a receipt that turns up later is paid only if it is over exactly that.
         """
-        held = self._books[ticket.key]
+        held = self._ledgers[ticket.key]
         try:
             async with held.lock:
                 held.book.close(ticket.digest)
@@ -280,8 +258,8 @@ class Purse:
 
                 return await self.journal.transact(write)
         finally:
-            self._from_door(held, ticket.digest)
-            self._leave(ticket.key)
+            self._ledgers.from_door(held, ticket.digest)
+            self._ledgers.leave(ticket.key)
 
     async def interrupted(self) -> int:
         """At start-up, before the first `admit`: what a lost process left open counts what its vouchers may have given.
@@ -302,14 +280,14 @@ class Purse:
 
         Does nothing while requests run in the ledger: their receipts may be among what the node counts.
         """
-        self._enter(key, schedule)
+        self._ledgers.enter(key, schedule)
         try:
-            async with self._book(key) as book:
+            async with self._ledgers.book(key) as book:
                 if book.requests:
                     return False
-                return await self.journal.transact(lambda tx: _adopt(tx, key, schedule, theirs, used))
+                return await self.journal.transact(lambda tx: adopt(tx, key, schedule, theirs, used))
         finally:
-            self._leave(key)
+            self._ledgers.leave(key)
 
     async def charge_due(self, ticket: Ticket, seq: int) -> bool:
         """Whether the receipt with this number may hold its ledger's settlement charge."""
@@ -317,9 +295,7 @@ class Purse:
 
     def node_holds(self, key: LedgerKey, amounts: Amounts) -> None:
         """A node showed its newest voucher of ours: the next one builds on that, not on one that it refused."""
-        if len(self._node_holds) >= MAX_NODE_HOLDS:
-            self._node_holds.clear()
-        self._node_holds[key] = amounts
+        self._ledgers.node_holds(key, amounts)
 
     # inside
 
@@ -342,33 +318,7 @@ class Purse:
         except OpenLoraError as error:
             if error.code is not ErrorCode.VOUCHER_CONFLICT:
                 raise
-        key = LedgerKey.of(voucher.value, self.signer.address)
-        if key in self._node_holds:
-            self._node_holds[key] = self._node_holds[key].joined(amounts_of(voucher.value))
-
-    async def _to_door(self, held: _Held) -> None:
-        try:
-            async with asyncio.timeout(DOOR_WAIT_S):
-                await held.door.acquire()
-        except TimeoutError:
-            raise OpenLoraError(
-                ErrorCode.BUSY, "another request stands at this node's door", retry_after_ms=1_000
-            ) from None
-
-    def _from_door(self, held: _Held, digest: bytes) -> None:
-        if held.at_door == digest:
-            held.at_door = None
-            held.door.release()
-
-    @asynccontextmanager
-    async def _shut_door(self, ticket: Ticket) -> AsyncIterator[None]:
-        """While a voucher is signed nobody else's request may be undecided."""
-        held = self._books[ticket.key]
-        if held.at_door == ticket.digest:
-            yield
-            return
-        async with held.door:
-            yield
+        self._ledgers.signed(LedgerKey.of(voucher.value, self.signer.address), amounts_of(voucher.value))
 
     def _admit(self, tx: Transaction, entry: request_rows.Entry, spend: spending.Spend) -> int:
         spending.reserve(tx, spend, self.caps.per_day)
@@ -387,52 +337,17 @@ class Purse:
         book: LedgerBook,
     ) -> tuple[StoredReceipt, Signed[Voucher]]:
         receipt = checked.receipt.value
-        _check_neighbours(tx, receipt.node, receipt.seq, receipt.previous)
+        check_neighbours(tx, receipt.node, receipt.seq, receipt.previous)
         before = Books(tx).ledger(key).tally
         after = grown(before, receipt, offer, charged=checked.charged)
         kept = receipt_rows.accept_receipt(tx, self.domain, digest, ReceiptDraft(checked.receipt, salt, after))
         spending.paid(tx, digest, receipt.fee, charged=checked.charged)
-        self._load(tx, key, book)
+        self._ledgers.load(tx, key, book)
         amounts = book.next_voucher()
         voucher = self._voucher(key, amounts, kept.digest)
         self._keep(tx, voucher, offer.schedule)
         book.voucher = amounts
         return kept, voucher
-
-    @asynccontextmanager
-    async def _book(self, key: LedgerKey) -> AsyncIterator[LedgerBook]:
-        """The ledger's book, read anew from the journal while nothing is open in it; one user at a time."""
-        held = self._books[key]
-        async with held.lock:
-            if not held.book.requests:
-                await self._refresh(key, held.book)
-            yield held.book
-
-    def _enter(self, key: LedgerKey, schedule: RoyaltySchedule) -> _Held:
-        """The ledger is in use until `_leave`."""
-        held = self._books.setdefault(key, _Held(LedgerBook(schedule)))
-        held.users += 1
-        return held
-
-    def _leave(self, key: LedgerKey) -> None:
-        held = self._books[key]
-        held.users -= 1
-        held.tell()
-        if not held.users:
-            del self._books[key]
-
-    async def _refresh(self, key: LedgerKey, book: LedgerBook) -> None:
-        await self.journal.transact(lambda tx: self._load(tx, key, book))
-
-    def _load(self, tx: Transaction, key: LedgerKey, book: LedgerBook) -> None:
-        """What is on disk of a ledger. In the writer's thread; the book's lock is held."""
-        ledger = Books(tx).ledger(key)
-        start = spending.baseline(tx, key.node, key.signer, key.pipeline)
-        book.committed = Amounts(start.tokens + ledger.tally.tokens, start.compute + ledger.tally.compute)
-        book.remainder_micro_wei = ledger.tally.compute_micro_wei % TOKENS_PER_RATE
-        newest = ledger.newest_voucher
-        book.voucher = self._node_holds.get(key, amounts_of(newest.value) if newest else Amounts())
-        book.charge_due = charge_due(tx, key, None)
 
     def _voucher(self, key: LedgerKey, amounts: Amounts, reference: bytes) -> Signed[Voucher]:
         return Voucher(
@@ -446,52 +361,3 @@ class Purse:
 
     def _entry(self, voucher: Signed[Voucher], schedule: RoyaltySchedule) -> VoucherEntry:
         return VoucherEntry(voucher, Address(self.signer.address), schedule.value(voucher.value))
-
-
-def charge_due(tx: Transaction, key: LedgerKey, seq: int | None) -> bool:
-    """Whether a receipt may hold the settlement charge: none held it yet, and none with a smaller number came.
-
-    It is due in the node's first receipt of the ledger; receipts of requests side by side may come in another order.
-    """
-    start = spending.baseline(tx, key.node, key.signer, key.pipeline)
-    if start.tokens or start.compute or spending.charge_is_paid(tx, key.node, key.signer, key.pipeline):
-        return False
-    row = tx.one(
-        "SELECT min(seq) FROM receipts WHERE payer = ? AND node = ? AND signer = ? AND pipeline = ? AND status <> 2",
-        key.payer, key.node, key.signer, key.pipeline,
-    )  # fmt: skip
-    first = row[0]
-    return first is None or (seq is not None and seq < first)
-
-
-def _check_neighbours(tx: Transaction, node: bytes, seq: int, previous: bytes) -> None:
-    """Where we hold the receipt before or after this one, the two must name each other."""
-    before = tx.one("SELECT digest FROM receipts WHERE node = ? AND seq = ?", node, seq - 1)
-    if before is not None and before[0] != previous:
-        raise refused("it does not name the node's receipt before it")
-
-
-def _adopt(tx: Transaction, key: LedgerKey, schedule: RoyaltySchedule, theirs: Signed[Voucher], used: Amounts) -> bool:
-    """Take a voucher of ours that the node holds as ours, and go on where it shows that we had signed for.
-
-    What was signed for counts as used as far as the node's own sums say so; the rest stays prepaid. Never lowers.
-    """
-    signed = amounts_of(theirs.value)
-    entry = VoucherEntry(theirs, Address(key.signer), schedule.value(theirs.value))
-    held = Books(tx).ledger(key)
-    newest = held.newest_voucher
-    if newest is None or signed.joined(amounts_of(newest.value)) == signed:
-        voucher_rows.advance_voucher(tx, entry)
-    start = spending.baseline(tx, key.node, key.signer, key.pipeline)
-    covered = Amounts(min(signed.tokens, used.tokens), min(signed.compute, used.compute))
-    tokens = max(start.tokens, covered.tokens - held.tally.tokens)
-    compute = max(start.compute, covered.compute - held.tally.compute)
-    if (tokens, compute) == (start.tokens, start.compute):
-        return False
-    spending.set_baseline(tx, key.node, key.signer, key.pipeline, spending.Baseline(tokens, compute))
-    return True
-
-
-def amounts_of(voucher: Voucher) -> Amounts:
-    """A voucher's two numbers."""
-    return Amounts(voucher.cumulative_tokens, voucher.cumulative_compute)

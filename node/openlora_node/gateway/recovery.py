@@ -24,9 +24,10 @@ from ..protocol.pricing import TOKENS_PER_RATE, RoyaltySchedule
 from ..protocol.structs import AccountQuery, Receipt, Request, Voucher
 from .checking import Checked, Expected, check_receipt
 from .ledger_book import Amounts
+from .ledger_rows import amounts_of, charge_due
 from .offers import reopen_offer
 from .ports import Accounts, Chain, Conversation
-from .purse import Purse, amounts_of, charge_due
+from .purse import Purse
 
 ANSWER_TIMEOUT_S = 15.0
 SETTLED_AFTER_S = 300

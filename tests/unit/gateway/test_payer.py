@@ -158,6 +158,23 @@ async def test_a_lie_is_not_paid(tmp_path: Path, lie: str) -> None:
         assert len(node.requests) == 1
 
 
+async def test_the_settlement_charge_is_not_paid_twice(tmp_path: Path) -> None:
+    async with world(tmp_path) as w:
+        await w.ask()
+        w.nodes[0].script.receipt = tampered(compute=lambda wei: wei + CHARGE)
+        with pytest.raises(OpenLoraError, match="compute"):
+            await w.ask(text="again")
+
+
+async def test_a_settlement_charge_is_not_due_where_the_first_receipt_held_none(tmp_path: Path) -> None:
+    async with world(tmp_path, Script(charge=0)) as w:
+        await w.ask()
+        w.clock.now += 200
+        w.nodes[0].script = Script(receipt=tampered(compute=lambda wei: wei + CHARGE))
+        with pytest.raises(OpenLoraError, match="compute"):
+            await w.ask(text="again")
+
+
 def quoted(**changes: object) -> Callable[[Quote], Quote]:
     import msgspec
 
@@ -264,6 +281,29 @@ async def test_unreachable_nodes_are_passed_over(tmp_path: Path) -> None:
         _, answer = await w.ask()
         assert answer.finished is not None
         assert answer.finished.receipt.node == w.nodes[2].node
+        await balanced(w)
+
+
+async def test_the_only_node_is_tried_once_more_when_the_way_to_it_broke(tmp_path: Path) -> None:
+    async with world(tmp_path, Script(vanish_after=0)) as w:
+        with pytest.raises(OpenLoraError) as caught:
+            await w.ask()
+        assert caught.value.code in (ErrorCode.NODE_LOST, ErrorCode.VOUCHER_TOO_LOW)
+        assert w.street.opened[w.nodes[0].node] >= 2
+        await w.settle_down()
+    folder = tmp_path / "again"
+    folder.mkdir()
+    async with world(folder, Script(silent_quote=True)) as w:
+        opened = w.street.open
+
+        async def mended(node: bytes) -> object:
+            exchange = await opened(node)
+            w.nodes[0].script = Script()
+            return exchange
+
+        answer = w.payer.start(await w.prepare())
+        w.street.open = mended  # type: ignore[method-assign, assignment]
+        assert [piece async for piece in answer]
         await balanced(w)
 
 
