@@ -229,7 +229,7 @@ async def _hold(desk: Desk, response: Response, ledger: LiveLedger, count: int) 
                 while (unpaid := ledger.unpaid_tokens()) > 0 and unpaid + count > limit:
                     bell = ledger.changed.next
                     if not response.held:
-                        response.held = count
+                        response.held = max(1, count)
                         response.pause(ledger.due())
                     await bell.wait()
         except TimeoutError:

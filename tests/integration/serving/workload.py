@@ -1,6 +1,6 @@
 """Serving under a payer that never gives up, run as a process that kills itself at its n-th journal step.
 
-`python workload.py JOURNAL STEP`. Every start sends the same three requests again, each until it has its receipt, then
+`python workload.py JOURNAL STEP`. Every start sends the same two requests again, each until it has its receipt, then
 pays; it prints what the payer saw. A request that was served comes back as its receipt, whatever happened before.
 """
 
@@ -19,7 +19,7 @@ from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.structs import Receipt
 from support.serving_world import DOMAIN, FakeInbound, World
 
-REQUESTS = 3
+REQUESTS = 2
 MAX_TOKENS = 20
 
 
