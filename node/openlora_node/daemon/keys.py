@@ -53,5 +53,9 @@ def node_address(config: Config, environment: Mapping[str, str] = os.environ) ->
 
 
 def _has(credential: str, environment: Mapping[str, str]) -> bool:
+    """Whether the unit brings it; one that cannot be looked at counts, so that opening it says what is wrong."""
     directory = environment.get("CREDENTIALS_DIRECTORY", "")
-    return bool(directory) and (Path(directory) / credential).is_file()
+    try:
+        return bool(directory) and (Path(directory) / credential).is_file()
+    except PermissionError:
+        return True

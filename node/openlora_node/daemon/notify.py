@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 
 MAX_STATUS = 200
+STATUS_S = 10.0
+"""Between looks at the status line, at most."""
 
 
 class Notifier:
@@ -47,7 +49,7 @@ class Notifier:
             self.alive()
             if (now := status()) != told and self.status(now):
                 told = now
-            await asyncio.sleep(self.watchdog_s / 3 if self.watchdog_s else 10)
+            await asyncio.sleep(min(STATUS_S, self.watchdog_s / 3) if self.watchdog_s else STATUS_S)
 
     def _send(self, message: str) -> bool:
         if not self.listens:

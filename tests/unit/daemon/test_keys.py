@@ -81,3 +81,13 @@ def test_a_credential_that_is_too_large_is_no_key(tmp_path: Path) -> None:
     (credentials / "node-password").write_text("opensesame\n")
     with pytest.raises(OpenLoraError):
         asyncio.run(open_node_key(config(tmp_path), {"CREDENTIALS_DIRECTORY": str(credentials)}))
+
+
+def test_credentials_that_cannot_be_looked_at_are_told_as_such(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_: Path) -> bool:
+        raise PermissionError
+
+    monkeypatch.setattr(Path, "is_file", refuse)
+    with pytest.raises(OpenLoraError, match="no credential named node-password") as caught:
+        asyncio.run(open_node_key(config(tmp_path), {"CREDENTIALS_DIRECTORY": str(tmp_path / "credentials")}))
+    assert caught.value.code is ErrorCode.KEY_FAILED
