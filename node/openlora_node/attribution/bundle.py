@@ -21,6 +21,7 @@ from ..protocol.merkle import NamedLeaf, named_root, receipt_leaf, verify_proof
 from ..protocol.pipeline import Pipeline
 from ..protocol.structs import Receipt, ReceiptStatus, Request
 from .evidence import Evidence
+from .indexed import read_datasets
 from .leaves import number, salt_of
 
 FORMAT = "openlora-receipt/1"
@@ -130,6 +131,7 @@ def _check_split(bundle: Bundle) -> None:
         weights = [number(facts[f"{name}/weight"]) for name in names[1:]]
         split = sum(number(facts[f"{name}/royalty"]) for name in names) + number(facts["royalties/undivided"])
         compute = number(facts["operator/compute"])
+        tuple(read_datasets(facts))
     except KeyError:
         raise _invalid("a leaf is missing") from None
     if weights != [adapter.weight for adapter in pipeline.adapters]:

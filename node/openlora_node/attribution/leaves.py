@@ -13,7 +13,8 @@ from ..protocol.crypto import keccak256
 from ..protocol.merkle import NamedLeaf, name_hash, named_root
 from ..protocol.pricing import Charge, RoyaltySchedule, Tally
 from ..protocol.structs import output_hash
-from .parts import Output, Part, Sampling
+from .indexed import credits_root
+from .parts import Behind, Output, Part, Sampling
 
 BPS = 10_000
 
@@ -101,3 +102,18 @@ def _facts(
             yield f"{inner}/royalty", word(late * behind.bps // BPS - early * behind.bps // BPS)
             if any(behind.shares_root):
                 yield f"{inner}/shares", behind.shares_root
+            yield from _indexed(inner, behind)
+
+
+def _indexed(inner: str, behind: Behind) -> Iterator[tuple[str, bytes]]:
+    """What tracing found of a dataset; nothing for one that is only declared."""
+    found = behind.indexed
+    if found is None:
+        return
+    yield f"{inner}/algorithm", word(found.algorithm)
+    yield f"{inner}/assigned", word(behind.credits_bps)
+    yield f"{inner}/coverage", word(found.coverage)
+    yield f"{inner}/credits", credits_root(found.credits)
+    yield f"{inner}/index", found.index
+    for place, (owner, part) in enumerate(found.credits):
+        yield f"{inner}/credit/{place}", part.to_bytes(12, "big") + owner

@@ -6,6 +6,19 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
+class Indexed:
+    """What one dataset has in a response, as anyone with its text and the dataset's index finds again."""
+
+    index: bytes
+    """Digest of the index."""
+    algorithm: int
+    coverage: int
+    """How much of the response the dataset covers, of 1,000,000."""
+    credits: tuple[tuple[bytes, int], ...] = ()
+    """(contributor, part of that, of 1,000,000), ascending by address, each once."""
+
+
+@dataclass(frozen=True)
 class Behind:
     """An artifact that another passes royalties on to, or was trained on: a dataset, or an adapter's base."""
 
@@ -15,6 +28,10 @@ class Behind:
     shares_root: bytes = bytes(32)
     """Of its contributors' share table; 32 zero bytes without one."""
     kind: str = "dataset"
+    credits_bps: int = 0
+    """Part of a dataset's income that its owner assigned to credits by use, in basis points."""
+    indexed: Indexed | None = None
+    """None while the dataset is only declared."""
 
 
 @dataclass(frozen=True)

@@ -79,7 +79,9 @@ class Trace:
     """(owner, part of what is credited), ascending by owner; they sum to 1,000,000, or there are none."""
 
 
-def trace(index: Index, output: Sequence[int], prompt: Sequence[int], background: SuffixArray | None = None) -> Trace:
+def trace(
+    index: Index, output: Sequence[int], prompt: Sequence[int] | Ids, background: SuffixArray | None = None
+) -> Trace:
     """Trace a response. `background`: text that belongs to nobody. Token ids that the tokenizer lacks match nothing."""
     tokens = np.asarray(output, np.uint32)
     if not len(tokens) or not len(index.suffixes):

@@ -93,7 +93,7 @@ class Facts:
         for other in (*registered, *(name for name in declared if name not in registered)):
             theirs = await self._chain.terms(other)
             kind = "base" if theirs.kind == Kind.BASE else "dataset"
-            behind.append(Behind(other, registered.get(other, 0), theirs.shares_root, kind))
+            behind.append(Behind(other, registered.get(other, 0), theirs.shares_root, kind, theirs.credits_bps))
         return bytes(terms.owner), tuple(behind)
 
 
