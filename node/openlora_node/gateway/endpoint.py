@@ -23,7 +23,8 @@ from .attempt import Finished
 from .door import doorman, read_body
 from .guard import Guard
 from .offers import Offer
-from .payer import Payer, Prepared
+from .payer import Payer
+from .preparing import Prepared
 from .progress import Piece
 from .texts import Texts
 

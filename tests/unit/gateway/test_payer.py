@@ -474,7 +474,7 @@ async def test_the_cap_holds_across_a_restart(tmp_path: Path) -> None:
 
 async def test_the_chain_decides_what_a_bare_id_means(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
-        w.payer.names = replace(w.names, adapters={})
+        w.payer._preparer.names = replace(w.names, adapters={})
         w.chain.components[POET] = ((b"\xd5" * 32, 5_000), (BASE, 1_000))
         prepared = await w.prepare(model=f"sha256:{POET.hex()}")
         assert prepared.pipeline.base == BASE
