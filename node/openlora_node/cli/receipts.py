@@ -255,8 +255,10 @@ def _leaf_text(name: str, value: bytes) -> str:
         return format_address(value[12:])
     if last in {"royalty", "compute", "undivided"}:
         return f"{number(value)} wei"
-    if last in {"terms", "weight", "bps", "tokens", "seed"}:
+    if last in {"terms", "weight", "bps", "tokens", "seed", "algorithm", "assigned", "coverage"}:
         return str(number(value))
+    if name.split("/")[-2:-1] == ["credit"]:
+        return f"{int.from_bytes(value[:12], 'big')} of 1,000,000 to {format_address(value[12:])}"
     if last == "finish":
         return value.rstrip(b"\0").decode("ascii", "replace")
     if name == "base" or name.split("/")[-2:-1] in (["adapter"], ["dataset"], ["base"]):
