@@ -18,6 +18,8 @@ from ..api.meters import Meters
 from ..api.signed import SignedDoor
 from ..artifacts import ArtifactStore
 from ..attribution import Epochs
+from ..attribution.tracer import FOLDER as INDEXES
+from ..attribution.tracer import Tracer
 from ..chainview import ChainParts, open_chain
 from ..config.schema import Config
 from ..datadir import JOURNAL_NAME
@@ -35,6 +37,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_bytes
 from ..protocol.messages import ARTIFACT, INFER, VOUCHER
 from ..serving import Prices, Serving, ServingOptions
+from ..serving.ports import Tracing, only_declared
 from ..settlement import SettlementService, make_outbox
 from .base import CACHE_NAME, Base, find_base
 from .doors import Doors, SessionHandler, serve_vouchers
@@ -224,9 +227,19 @@ class Opener:
             alternatives=lambda pipeline: candidates.alternatives(
                 pipeline.base, [adapter.id for adapter in pipeline.adapters]
             ),
+            trace=self._tracing(),
         )
         await serving.start()
         return serving
+
+    def _tracing(self) -> Tracing:
+        """What finds datasets in responses; nothing where only the engine sees the base's tokenizer."""
+        rooms = self._rooms
+        if rooms.base is None or rooms.base.folder is None:
+            return only_declared
+        tracer = Tracer(rooms.config.state_dir / INDEXES, rooms.base.folder)
+        self._stack.callback(tracer.close)
+        return tracer
 
     async def _base(self, shelf: Shelf) -> Base:
         """The base model. Where only the engine knows it, wait for the engine to say."""

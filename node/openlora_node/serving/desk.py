@@ -18,7 +18,7 @@ from .capacity import Capacity
 from .facts import Facts
 from .ledgers import Ledgers
 from .meter import Meter
-from .ports import ArtifactsLike, ChainLike, EngineLike, ServingOptions
+from .ports import ArtifactsLike, ChainLike, EngineLike, ServingOptions, Tracing, only_declared
 
 _log = logging.getLogger(__name__)
 
@@ -39,6 +39,7 @@ class Desk:
     facts: Facts
     ledgers: Ledgers
     capacity: Capacity
+    trace: Tracing = only_declared
     tokens: Meter = field(default_factory=Meter)
     receipts: int = 0
     refused: int = 0

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from ..attribution import Output, Part
 from ..chainview.values import EscrowState, Scope, Terms
 from ..config.schema import Config
 from ..config.units import Rate
@@ -135,6 +136,18 @@ Alternatives = Callable[[Pipeline], tuple[bytes, ...]]
 def no_alternatives(_: Pipeline) -> tuple[bytes, ...]:
     """Nobody else is known."""
     return ()
+
+
+Tracing = Callable[[tuple[Part, ...], Mapping[str, Any], Output], Awaitable[tuple[Part, ...]]]
+"""Adds to the parts of a response what their datasets have in it; takes the body's fields and what was generated.
+
+Runs after the last token. Bounded in time, raises nothing.
+"""
+
+
+async def only_declared(parts: tuple[Part, ...], _: Mapping[str, Any], __: Output) -> tuple[Part, ...]:
+    """There is no index here: datasets stay declared."""
+    return parts
 
 
 @dataclass(frozen=True)

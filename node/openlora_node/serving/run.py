@@ -254,15 +254,16 @@ async def _receipt(desk: Desk, response: Response, job: _Job, status: ReceiptSta
     )
     job.ledger.allow(response.digest, most, desk.options.closing_s)
     reason = response.finish_reason(job.body.choices)
+    output = response.output(job.body.choices)
     outcome = Outcome(
         status=status,
         signer=job.visitor.signer,
         rates=quote.rates,
         schedule=quote.schedule,
         settlement_charge=quote.quote.settlement_charge,
-        parts=job.parts,
+        parts=await desk.trace(job.parts, job.body.raw, output),
         sampling=Sampling(sampler_hash(job.body), seed_of(job.body), job.mix.seed),
-        output=response.output(job.body.choices),
+        output=output,
         prompt_tokens=admitted.prompt_tokens,
         engine_digest=job.info.digest,
         started_at=job.started_at,

@@ -31,7 +31,9 @@ from .ports import (
     Prices,
     ServingLoad,
     ServingOptions,
+    Tracing,
     no_alternatives,
+    only_declared,
 )
 from .quoting import Quoting
 from .recent import Recent
@@ -68,6 +70,7 @@ class Serving:
         clock: Callable[[], int] = lambda: int(time.time()),
         instant: Callable[[], float] = time.monotonic,
         alternatives: Alternatives = no_alternatives,
+        trace: Tracing = only_declared,
         other_engines: Mapping[bytes, EngineLike] | None = None,
     ) -> None:
         self._options = options = options or ServingOptions()
@@ -90,6 +93,7 @@ class Serving:
             facts=Facts(chain, artifacts),
             ledgers=Ledgers(journal, options.max_ledgers),
             capacity=Capacity(options.queue, options.in_flight_per_payer),
+            trace=trace,
         )
         self._rates = Rates(peer=options.peer, ip=options.ip, signer=options.signer)
         self._quoting = Quoting(self._desk, prices)
