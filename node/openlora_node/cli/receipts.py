@@ -250,20 +250,22 @@ def _readable(evidence: Evidence, group: str) -> dict[str, str]:
 def _leaf_text(name: str, value: bytes) -> str:
     from ..attribution.leaves import number
 
-    last = name.rsplit("/", 1)[-1]
+    parent, last = (["", *name.split("/")])[-2:]
     if last in {"owner", "signer"}:
-        return format_address(value[12:])
-    if last in {"royalty", "compute", "undivided"}:
-        return f"{number(value)} wei"
-    if last in {"terms", "weight", "bps", "tokens", "seed", "algorithm", "assigned", "coverage"}:
-        return str(number(value))
-    if name.split("/")[-2:-1] == ["credit"]:
-        return f"{int.from_bytes(value[:12], 'big')} of 1,000,000 to {format_address(value[12:])}"
-    if last == "finish":
-        return value.rstrip(b"\0").decode("ascii", "replace")
-    if name == "base" or name.split("/")[-2:-1] in (["adapter"], ["dataset"], ["base"]):
-        return format_artifact_id(value)
-    return format_bytes(value)
+        text = format_address(value[12:])
+    elif last in {"royalty", "compute", "undivided"}:
+        text = f"{number(value)} wei"
+    elif last in {"terms", "weight", "bps", "tokens", "seed", "algorithm", "assigned", "coverage"}:
+        text = str(number(value))
+    elif last == "finish":
+        text = value.rstrip(b"\0").decode("ascii", "replace")
+    elif parent == "credit":
+        text = f"{int.from_bytes(value[:12], 'big')} of 1,000,000 to {format_address(value[12:])}"
+    elif name == "base" or parent in {"adapter", "dataset", "base"}:
+        text = format_artifact_id(value)
+    else:
+        text = format_bytes(value)
+    return text
 
 
 def _time(seconds: int) -> str:
