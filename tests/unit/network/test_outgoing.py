@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import defaultdict
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openlora_node.network.outgoing import MAX_MERGED_CHARACTERS, MAX_MERGED_TOKENS, Outgoing, merge
@@ -27,12 +27,15 @@ def paused(request: int) -> Paused:
 
 
 steps = st.lists(
-    st.tuples(st.integers(1, 3), st.sampled_from(["t", "p", "l", "pop"]), st.integers(0, 2), st.integers(1, 5)),
+    st.tuples(st.integers(1, 2), st.sampled_from(["t", "t", "p", "l", "pop"]), st.integers(0, 1), st.integers(1, 5)),
+    min_size=5,
     max_size=60,
 )
 
 
 @given(steps)
+@example([(1, "t", 0, 1), (1, "p", 0, 1), (1, "t", 0, 1)])
+@example([(1, "t", 0, 1), (1, "t", 1, 1), (1, "t", 0, 1), (1, "l", 0, 1), (1, "t", 0, 1)])
 def test_each_choice_gets_all_its_tokens_in_order_and_other_messages_keep_their_place(
     program: list[tuple[int, str, int, int]],
 ) -> None:
