@@ -1,6 +1,6 @@
 """Networks in a process of its own, perhaps in another network namespace, steered by JSON lines.
 
-A line in is `{"do": <method of Worker>, …arguments}`, a line out its result or `{"error": …}`.
+A line in is `{"id", "do": <method of Worker>, …arguments}`, a line out `{"id", "result"}` or `{"id", "error"}`.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from openlora_node.protocol.messages import INFER, Cancel, Tokens
 from support.network_adverts import DOMAIN
 from support.network_peers import Registry, fresh_secret
 
-ANSWER_S = 100.0
+ANSWER_S = 120.0
 """The first answer waits for the process to import everything."""
 CLONE_NEWNET = 0x40000000
 
@@ -56,6 +56,8 @@ class Worker:
     def __init__(self) -> None:
         self.networks: dict[str, Network] = {}
         self.tasks: list[asyncio.Task[None]] = []
+        self.known_after: dict[str, float] = {}
+        """Seconds from a network's start until it knew how it is reached."""
 
     async def start(
         self,
@@ -81,6 +83,7 @@ class Worker:
         )
         await network.start()
         self.tasks.append(asyncio.create_task(self._echo(network)))
+        self.tasks.append(asyncio.create_task(self._clock(name, network, time.monotonic())))
         return {"peer": await network.peer_id(), "addresses": await network.addresses()}
 
     async def stop(self, name: str) -> None:
@@ -91,9 +94,9 @@ class Worker:
         """Its reach."""
         state = await self.networks[name].reach()
         assert state is not None
-        return {**asdict(state), "reach": state.reach.name.lower()}
+        return {**asdict(state), "reach": state.reach.name.lower(), "known_after": self.known_after.get(name)}
 
-    async def until(self, name: str, within: float = 40.0, holds: str = "", **wanted: Any) -> dict[str, Any]:
+    async def until(self, name: str, within: float = 80.0, holds: str = "", **wanted: Any) -> dict[str, Any]:
         """Wait for a state, for lists by their length; `holds` is a relay. `seconds` says how long it took."""
         began = time.monotonic()
         async with asyncio.timeout(within):
@@ -123,7 +126,7 @@ class Worker:
 
         return await self.networks[name]._bridge.call(look)
 
-    async def until_direct(self, name: str, peer: str, within: float = 30.0) -> dict[str, Any]:
+    async def until_direct(self, name: str, peer: str, within: float = 60.0) -> dict[str, Any]:
         """Wait until a peer is connected without a relay."""
         async with asyncio.timeout(within):
             while not (way := await self.way(name, peer))["direct"]:
@@ -153,6 +156,12 @@ class Worker:
         await session.close()
         return {"ms": sorted(took)}
 
+    async def _clock(self, name: str, network: Network, began: float) -> None:
+        with contextlib.suppress(OpenLoraError):
+            while (state := await network.reach(decided=True)) is None or state.reach.name == "UNKNOWN":
+                await asyncio.sleep(0.2)
+            self.known_after[name] = round(time.monotonic() - began, 2)
+
     async def _echo(self, network: Network) -> None:
         while True:
             session = await network.accept()
@@ -172,11 +181,12 @@ async def main() -> None:
     await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
     while line := await reader.readline():
         request = json.loads(line)
+        answer: dict[str, Any] = {"id": request.pop("id")}
         try:
-            result = await getattr(worker, request.pop("do"))(**request)
+            answer["result"] = await getattr(worker, request.pop("do"))(**request)
         except Exception as error:
-            result = {"error": f"{type(error).__name__}: {error}"}
-        print(json.dumps(result, default=str), flush=True)
+            answer["error"] = f"{type(error).__name__}: {error}"
+        print(json.dumps(answer, default=str), flush=True)
     for network in worker.networks.values():
         await network.stop()
 
@@ -187,17 +197,22 @@ class Remote:
 
     process: subprocess.Popen[bytes]
     buffer: bytes = b""
+    asked: int = 0
 
-    def send(self, do: str, **arguments: Any) -> None:
-        """Begin a call."""
+    def call(self, do: str, **arguments: Any) -> Any:
+        """A call and its result. Answers to calls that were given up are passed over."""
         assert self.process.stdin is not None
-        self.process.stdin.write(json.dumps({"do": do, **arguments}).encode() + b"\n")
+        self.asked += 1
+        self.process.stdin.write(json.dumps({"id": self.asked, "do": do, **arguments}).encode() + b"\n")
         self.process.stdin.flush()
-
-    def result(self) -> Any:
-        """The result of the oldest call under way."""
-        assert self.process.stdout is not None
         deadline = time.monotonic() + ANSWER_S
+        while (answer := json.loads(self._line(deadline)))["id"] != self.asked:
+            continue
+        assert "error" not in answer, answer["error"]
+        return answer["result"]
+
+    def _line(self, deadline: float) -> bytes:
+        assert self.process.stdout is not None
         while b"\n" not in self.buffer:
             ready, _, _ = select.select([self.process.stdout], [], [], max(0.0, deadline - time.monotonic()))
             assert ready, "the worker did not answer in time"
@@ -205,14 +220,7 @@ class Remote:
             assert data, "the worker ended"
             self.buffer += data
         line, self.buffer = self.buffer.split(b"\n", 1)
-        result = json.loads(line)
-        assert not (isinstance(result, dict) and "error" in result), result["error"]
-        return result
-
-    def call(self, do: str, **arguments: Any) -> Any:
-        """A call and its result."""
-        self.send(do, **arguments)
-        return self.result()
+        return line
 
 
 @contextlib.contextmanager

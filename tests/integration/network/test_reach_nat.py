@@ -84,7 +84,7 @@ def world() -> Iterator[World]:
 def test_a_public_machine_and_one_with_a_forwarded_port_are_direct(world: World) -> None:
     public = world.call("helper1", "until", reach="direct")
     forwarded = world.call("carl", "until", reach="direct")
-    print(f"direct after {forwarded['seconds']} s behind a forwarded port")
+    print(f"direct {forwarded['known_after']} s after its start, behind a forwarded port")
     assert public["told"] == [f"/ip4/{NET}.14/tcp/4001"]
     assert forwarded["told"] == [f"/ip4/{NET}.33/tcp/4001"]
     assert forwarded["relays"] == []
@@ -96,7 +96,7 @@ def test_a_public_machine_and_one_with_a_forwarded_port_are_direct(world: World)
 
 def test_a_home_is_relayed_holds_no_part_of_the_directory_and_says_where_it_is(world: World) -> None:
     state = world.relayed("anna")
-    print(f"relayed after {state['seconds']} s")
+    print(f"relayed {state['known_after']} s after its start")
     assert state["verdict"]["reached"] == 0
     assert state["observed"] == [f"{NET}.31"]
     assert f"/ip4/{NET}.31/tcp/4001" in state["claimed"]
