@@ -171,8 +171,9 @@ async def test_a_settlement_charge_is_not_due_where_the_first_receipt_held_none(
         await w.ask()
         w.clock.now += 200
         w.nodes[0].script = Script(receipt=tampered(compute=lambda wei: wei + CHARGE))
-        with pytest.raises(OpenLoraError, match="compute"):
+        with pytest.raises(OpenLoraError, match="compute") as caught:
             await w.ask(text="again")
+        assert caught.value.code is ErrorCode.RECEIPT_INVALID
 
 
 def quoted(**changes: object) -> Callable[[Quote], Quote]:
