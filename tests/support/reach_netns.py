@@ -6,11 +6,13 @@ Everything lives in namespaces of a unique name that are deleted at the end; not
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import count
+from pathlib import Path
 
 NET = "45.10.0"
 """Looks public to the node, exists only in here."""
@@ -111,7 +113,8 @@ class Internet:
 @contextmanager
 def internet() -> Iterator[Internet]:
     """A fresh one; all its namespaces are deleted at the end."""
-    made = Internet(f"ol{os.getpid():x}{next(_numbers)}")
+    _sweep()
+    made = Internet(f"olora-{os.getpid()}-{next(_numbers)}")
     try:
         made.space("wan")
         run("ip", "-n", made.bridge, "link", "add", "name", "switch", "type", "bridge")
@@ -119,6 +122,16 @@ def internet() -> Iterator[Internet]:
         yield made
     finally:
         for space in reversed(made.spaces):
-            subprocess.run(
-                ["ip", "netns", "del", space], capture_output=True, env={**os.environ, "PATH": PATH}, check=False
-            )
+            _delete(space)
+
+
+def _sweep() -> None:
+    """Delete what a run left behind that was killed: only of these names, only where that process is gone."""
+    for line in run("ip", "netns", "list").splitlines():
+        match = re.match(r"olora-(\d+)-\d+-", line)
+        if match and not Path(f"/proc/{match[1]}").exists():
+            _delete(line.split()[0])
+
+
+def _delete(space: str) -> None:
+    subprocess.run(["ip", "netns", "del", space], capture_output=True, env={**os.environ, "PATH": PATH}, check=False)
