@@ -29,6 +29,8 @@ from .tokenizers import BaseFolder
 
 FIND_TIMEOUT_S = 10.0
 FIND_PAUSE_S = 0.3
+MAX_FOLLOWED = 64
+"""Bases heard of: clients may name any id, and each is a topic of its own."""
 
 
 class ChainLink:
@@ -83,6 +85,8 @@ class NodesLink:
     async def follow(self, base: bytes) -> None:
         """Hear of a base's nodes. While nobody serves it the directory is asked, and the caller waits a while."""
         if base not in self._followed:
+            if len(self._followed) >= MAX_FOLLOWED:
+                return
             await self._network.follow(base)
             self._followed.add(base)
         try:
