@@ -127,7 +127,7 @@ async def traffic_while_a_node_dies_again_and_again(place: Village) -> None:
     async with place.client() as client, asyncio.TaskGroup() as customers:
         for _ in range(4):
             customers.create_task(customer(client))
-        for _ in range(3):
+        for _ in range(2):
             count = len(outcomes)
 
             async def some_more(count: int = count) -> bool:
@@ -171,13 +171,14 @@ async def the_payer_dies_too(place: Village) -> None:
 
 
 async def the_chain_pays_what_the_journals_hold(place: Village) -> None:
-    """Redeemed on chain = vouchered in the node's journal, for every ledger of both nodes."""
-    await place.world.pass_time(8 * 24 * 3600)
+    """The payer begins to take its escrow out: both nodes redeem at once, and the chain has paid what was vouchered."""
+    await place.kill_gateway()
+    for operator in place.operators:
+        await place.world.send(PAYER, place.world.settlement.thaw(operator.node, 1))
     for operator in place.operators:
         for ledger in operator.ledgers():
             voucher = ledger.newest_voucher
-            if voucher is None:
-                continue
+            assert voucher is not None
             wanted = (voucher.value.cumulative_compute, voucher.value.cumulative_tokens)
 
             async def is_redeemed(key: LedgerKey = ledger.key, wanted: tuple[int, int] = wanted) -> bool:
@@ -204,5 +205,4 @@ async def test_two_operators_and_a_payer_through_a_bad_day(tmp_path: Path) -> No
             the_payer_dies_too,
             the_chain_pays_what_the_journals_hold,
         ):
-            print(scene.__name__, flush=True)
             await scene(place)
