@@ -41,6 +41,7 @@ class Noun:
 NOUNS = (
     Noun("artifacts", "Publish, fetch and keep adapters, base models and datasets."),
     Noun("ask", "Ask one question and pay for the answer."),
+    Noun("attribution", "Find which data a response came from, and what it earned."),
     Noun("config", "Show, check and explain the configuration."),
     Noun("contracts", "Deploy the contracts and check a deployment."),
     Noun("db", "Check and back up the journal."),

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from ..attribution import Epochs, Evidence
     from ..journal import Reader, StoredReceipt
     from ..protocol.eip712 import Domain
+    from ..protocol.structs import Receipt
 
 app = typer.Typer(help="Look at receipts, and prove them to others.", no_args_is_help=True, **NOUN)
 
@@ -55,7 +56,7 @@ def list_(
 ) -> None:
     """Print the newest receipts, newest first."""
     wanted = None if payer is None else parse_address(payer)
-    with _open(journal, config, sets) as books:
+    with open_books(journal, config, sets) as books:
         found = books.reader.newest_receipts(books.node, MAX_LISTED if wanted else limit)
         found = [stored for stored in found if wanted in (None, stored.receipt.value.payer)][:limit]
         rows = [_summary(stored, books) for stored in found]
@@ -85,7 +86,7 @@ def show(
     """Print one receipt: what it cost, who it was made with, who earns what."""
     from ..attribution import evidence_of
 
-    with _open(journal, config, sets) as books:
+    with open_books(journal, config, sets) as books:
         stored = _find(books, identity)
         summary = _summary(stored, books)
         evidence = evidence_of(books.reader, stored)
@@ -111,6 +112,37 @@ def show(
 
 
 @app.command()
+def explain(
+    identity: Identity,
+    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="The response's text, as the gateway keeps it.")],
+    index: Annotated[list[Path], typer.Option("--index", metavar="DIR", help="A dataset's index; repeatable.")],
+    tokenizer: Annotated[
+        Path, typer.Option("--tokenizer", metavar="FOLDER", help="A folder with the base's tokenizer.json.")
+    ],
+    html: Annotated[
+        Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else.")
+    ] = None,
+    journal: JournalFile = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show which words of a response came from whose data, and what each earned. ID may be an exported file."""
+    from .explaining import print_told, tell, to_html
+
+    receipt, evidence, digest = _with_evidence(identity, journal, config, sets)
+    told = tell(receipt, evidence, index, text, tokenizer)
+    if html is not None:
+        _write_new(html, to_html(digest, told).encode())
+    if as_json:
+        print_json({"receipt": digest, "datasets": [one.to_json() for one in told]})
+        return
+    print_told(told)
+    if not told:
+        print_text("no dataset behind this response has an index")
+
+
+@app.command()
 def export(
     identity: Identity,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: receipt-SEQ.json here.")] = None,
@@ -123,7 +155,7 @@ def export(
     from ..attribution import export as export_bundle
 
     now = int(time.time())
-    with _open(journal, config, sets) as books:
+    with open_books(journal, config, sets) as books:
         stored = _find(books, identity)
         bundle = export_bundle(books.reader, stored, books.epochs, now)
         epoch = books.epochs.number_at(stored.receipt.value.finished_at)
@@ -187,7 +219,8 @@ def verify(
 
 
 @contextmanager
-def _open(journal: Path | None, config: Path | None, sets: list[str] | None) -> Iterator[_Books]:
+def open_books(journal: Path | None, config: Path | None, sets: list[str] | None) -> Iterator[_Books]:
+    """The journal of a node, for as long as it is looked at. Raises JOURNAL_MISMATCH for a payer's."""
     from ..attribution import Epochs
     from ..datadir import JOURNAL_NAME
     from ..journal import Reader, Role
@@ -198,6 +231,20 @@ def _open(journal: Path | None, config: Path | None, sets: list[str] | None) -> 
             raise OpenLoraError(ErrorCode.JOURNAL_MISMATCH, "this is a payer's journal: see `openlora spend`")
         node = reader.binding.owner
         yield _Books(reader, Epochs(reader, node, int(settings.settlement.epoch.total_seconds())), node)
+
+
+def _with_evidence(
+    identity: str, journal: Path | None, config: Path | None, sets: list[str] | None
+) -> tuple[Receipt, Evidence, str]:
+    """A receipt, its leaves and a name for it, out of an exported file or the journal."""
+    from ..attribution import Bundle, evidence_of
+
+    if identity.endswith(".json"):
+        bundle = Bundle.decode(_read(Path(identity)))
+        return bundle.receipt.value, bundle.evidence, f"{bundle.receipt.value.seq} of {Path(identity).name}"
+    with open_books(journal, config, sets) as books:
+        stored = _find(books, identity)
+        return stored.receipt.value, evidence_of(books.reader, stored), format_bytes(stored.digest)
 
 
 def _find(books: _Books, identity: str) -> StoredReceipt:

@@ -94,13 +94,15 @@ class Endpoint:
     async def _whole(self, prepared: Prepared, answer: Answer) -> web.Response:
         whole = WholeResponse(self._envelope(prepared))
         outputs = [""] * prepared.body.choices
+        tokens: list[list[int]] = [[] for _ in outputs]
         async for piece in answer:
             whole.add(piece.choice, piece.text, piece.token_ids, piece.logprobs)
             outputs[piece.choice] += piece.text
+            tokens[piece.choice] += piece.token_ids
         finished = _finished(answer)
         for choice, reason in enumerate(finish_reasons(finished, prepared.body.choices)):
             whole.finish(choice, reason)
-        await self._keep(prepared, finished, outputs)
+        await self._keep(prepared, finished, outputs, tokens)
         facts = history.receipt_facts(finished.stored.digest, finished.receipt, finished.offer)
         return web.Response(body=whole.encode(facts), content_type="application/json", headers=fee_headers(facts))
 
@@ -112,6 +114,7 @@ class Endpoint:
         await response.prepare(request)
         streamed = StreamedResponse(self._envelope(prepared))
         outputs = [""] * prepared.body.choices
+        tokens: list[list[int]] = [[] for _ in outputs]
 
         async def send(data: bytes) -> None:
             async with asyncio.timeout(STALL_S):
@@ -119,6 +122,7 @@ class Endpoint:
 
         async def send_piece(piece: Piece) -> None:
             outputs[piece.choice] += piece.text
+            tokens[piece.choice] += piece.token_ids
             await send(streamed.chunk(piece.choice, piece.text, piece.token_ids, piece.logprobs))
 
         try:
@@ -140,7 +144,7 @@ class Endpoint:
         if prepared.body.include_usage:
             await send(streamed.usage(facts))
         await send(DONE)
-        await self._keep(prepared, finished, outputs)
+        await self._keep(prepared, finished, outputs, tokens)
         return response
 
     async def quote(self, request: web.Request) -> web.Response:
@@ -228,13 +232,13 @@ class Endpoint:
             body, secrets.token_hex(12), self._payer.purse.clock(), body.model or prepared.label, prepared.prompt_tokens
         )
 
-    async def _keep(self, prepared: Prepared, finished: Finished, outputs: list[str]) -> None:
+    async def _keep(self, prepared: Prepared, finished: Finished, outputs: list[str], tokens: list[list[int]]) -> None:
         if self._texts is None:
             return
         asked = ("messages", "prompt")
         prompt: dict[str, Any] = {name: value for name, value in prepared.body.raw.items() if name in asked}
         try:
-            await asyncio.to_thread(self._texts.keep, finished.stored.digest, prompt, outputs)
+            await asyncio.to_thread(self._texts.keep, finished.stored.digest, prompt, outputs, tokens)
         except OpenLoraError as error:
             logger.warning("%s", error.message)
 

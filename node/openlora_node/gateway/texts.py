@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +21,20 @@ class Texts:
         self._ttl_s = ttl_s
         self._clock = clock
 
-    def keep(self, receipt: bytes, prompt: dict[str, Any], outputs: list[str]) -> None:
-        """Write one response's text. Blocks on the disk. Raises STORAGE_FAILED."""
-        content = {"at": self._clock(), "receipt": f"0x{receipt.hex()}", "prompt": prompt, "outputs": outputs}
+    def keep(
+        self, receipt: bytes, prompt: dict[str, Any], outputs: list[str], token_ids: Sequence[Sequence[int]]
+    ) -> None:
+        """Write one response's text and tokens, by choice: `attribution replay` takes the file.
+
+        Blocks on the disk. Raises STORAGE_FAILED.
+        """
+        content = {
+            "at": self._clock(),
+            "receipt": f"0x{receipt.hex()}",
+            "prompt": prompt,
+            "outputs": outputs,
+            "tokenIds": token_ids,
+        }
         try:
             self._folder.mkdir(mode=0o700, exist_ok=True)
             path = self._folder / f"{receipt.hex()}.json"
