@@ -229,7 +229,8 @@ class Gateway(Section):
         None, "Wallet whose escrow pays, where the key here is only a signer that it authorised. null: the key's own."
     )
     names_file: File | None = key(
-        None, "YAML file with names for bases and adapters. null: `names.yaml` in the gateway's directory, if it exists."
+        None,
+        "YAML file with names for bases and adapters. null: `names.yaml` in the gateway's directory, if it exists.",
     )
     spend_per_request: Annotated[Wei, Amount("1 wei", "1000000 OPEN")] = key(
         "0.5 OPEN", "Most that one request may cost."
