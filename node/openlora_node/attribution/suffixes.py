@@ -74,8 +74,14 @@ class SuffixArray:
         """Whether each span stands here at all."""
         if not len(self):
             return np.zeros(len(starts), bool)
-        low, high = self.ranges(query, starts, lengths)
-        return high > low
+        held = np.zeros(len(starts), bool)
+        for first in range(0, len(starts), BATCH):
+            part = slice(first, first + BATCH)
+            windows = self._windows(query, starts[part], WINDOW)
+            place = self._bound(windows, lengths[part], after=False)
+            common = self._common(np.minimum(place, len(self) - 1), windows, lengths[part])
+            held[part] = (place < len(self)) & (common == lengths[part])
+        return held
 
     def _longest(self, query: Ids, starts: Positions, width: int) -> Positions:
         windows = self._windows(query, starts, width)
@@ -96,7 +102,7 @@ class SuffixArray:
         rows = np.arange(len(windows))
         for _ in range(len(self).bit_length()):
             middle = (low + high) >> 1
-            held = self._held(middle.clip(0, len(self) - 1), windows.shape[1])
+            held = self._held(np.minimum(middle, len(self) - 1), windows.shape[1])
             differs = (held != windows) & compared
             first = differs.argmax(axis=1)
             below = np.where(differs[rows, first], held[rows, first] < windows[rows, first], after)
