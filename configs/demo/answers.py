@@ -14,11 +14,14 @@ from typing import Any
 
 import torch
 from peft import PeftModel
+from rich.console import Console
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 DEMO = Path(__file__).resolve().parent
 NAMES = ("haiku", "json", "pirate")
 MAX_TOKENS = 48
+
+console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
 def answers(model: Any, tokenizer: Any, questions: list[str]) -> list[list[int]]:
@@ -53,7 +56,7 @@ def main() -> None:
         adapted = answers(PeftModel.from_pretrained(base, DEMO / "adapters" / name), tokenizer, questions)
         found[name] = {"questions": questions, "base": alone, "adapter": adapted}
         options.out.write_text(json.dumps(found, separators=(",", ":")) + "\n")
-        print(name, tokenizer.decode(alone[0])[:80], "|", tokenizer.decode(adapted[0])[:80], flush=True)
+        console.print(f"{name}: {tokenizer.decode(alone[0])[:80]} | {tokenizer.decode(adapted[0])[:80]}")
 
 
 if __name__ == "__main__":

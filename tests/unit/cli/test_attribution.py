@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -227,3 +230,30 @@ def test_the_page_is_whole_and_escapes_what_people_wrote(world: dict[str, Path])
     assert "&lt;script&gt;alert(1)&lt;/script&gt;" in content.replace("</mark>", "")
     assert "http" not in content.replace("http-equiv", "")
     assert explain(world, receipt, text, "--html", page).exit_code == 8
+
+
+def test_an_index_of_another_tokenizer_is_no_replay(world: dict[str, Path]) -> None:
+    index(world, "one")
+    _, receipt, text = served(world)
+    other = tiny_tokenizer().backend_tokenizer.to_str().replace("<|begin|>", "<|other|>")
+    (world["base"] / "tokenizer.json").write_text(other)
+    result = replay(world, receipt, text, "one")
+    assert (result.exit_code, json.loads(result.stdout)["error"]["code"]) == (8, "MALFORMED")
+
+
+def test_replays_agree_between_processes_threads_and_hash_seeds(world: dict[str, Path]) -> None:
+    index(world, "one")
+    _, receipt, text = served(world)
+    found = []
+    for seed, threads in (("1", "1"), ("2", "2")):
+        command = [
+            sys.executable, "-c", "from openlora_node.cli.app import app; app()", "attribution", "replay",
+            "--receipt", str(receipt), "--text", str(text), "--tokenizer", str(world["base"]), "--json",
+            "--index", str(world["folder"] / "indexes" / "one"),
+        ]  # fmt: skip
+        environment = {**os.environ, "PYTHONHASHSEED": seed, "OMP_NUM_THREADS": threads}
+        done = subprocess.run(command, env=environment, capture_output=True, timeout=60, check=False)
+        assert done.returncode == 0, done.stderr
+        found.append(done.stdout)
+    assert found[0] == found[1]
+    assert json.loads(found[0])["ok"]
