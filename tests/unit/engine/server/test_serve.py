@@ -60,7 +60,7 @@ async def test_a_socket_in_use_and_a_file_are_left_alone(tmp_path: Path) -> None
     path.write_text("precious")
     assert "no socket" in await refused(ServerConfig(uds=path))
     assert path.read_text() == "precious"
-    assert "folder of this user" in await refused(ServerConfig(uds=tmp_path / "missing" / "engine.sock"))
+    assert "folder of this user" in await refused(ServerConfig(uds=tmp_path / "none" / "sock"))
 
 
 async def test_a_socket_that_another_server_put_there_is_not_removed(tmp_path: Path) -> None:
