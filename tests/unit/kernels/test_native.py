@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openlora_kernels import PackedLinear, build, huge_empty, native_status, openmp, torch_paths
+from openlora_kernels import build, huge_empty, native_status, openmp, torch_paths
 from openlora_kernels.build import BuildError
 from openlora_kernels.native import HUGE_PAGE, INT, POINTER, Function, native, num_threads
 
