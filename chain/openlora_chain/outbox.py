@@ -31,6 +31,7 @@ from .policy import (
     decide,
     has_gap,
     next_nonce,
+    room_for,
 )
 from .reverts import Revert
 from .rpc import Call
@@ -269,7 +270,9 @@ class Outbox:
     async def _fill_gap(self, intents: list[Intent], sight: Sight) -> None:
         """Queue an empty transfer where a nonce is missing; like every intent it takes the lowest free nonce."""
         holding = [intent for intent in intents if intent.state in HOLDS_NONCE]
-        if any(intent.state is IntentState.QUEUED for intent in intents) or not has_gap(sight, holding, self._rules):
+        queued = [intent for intent in intents if intent.state is IntentState.QUEUED]
+        comes = any(intent.request.kind == FILL_KIND or self._may_try(intent, sight.now) for intent in queued)
+        if comes or not has_gap(sight, holding, self._rules):
             return
         account = self._address
         subject = sight.account_nonce.to_bytes(8, "big") + sight.now.to_bytes(8, "big")
@@ -281,7 +284,8 @@ class Outbox:
     async def _send_queued(self, intents: list[Intent], sight: Sight) -> str | None:
         """Give nonces to what is queued, first come first served. Returns what holds all of them up, if anything."""
         pending = [intent for intent in intents if intent.state in (IntentState.SIGNED, IntentState.SENT)]
-        room = self._rules.max_in_flight - len(pending)
+        holding = [intent for intent in intents if intent.state in HOLDS_NONCE]
+        room = room_for(sight.account_nonce, holding, self._rules)
         ready = [
             intent for intent in intents if intent.state is IntentState.QUEUED and self._may_try(intent, sight.now)
         ]
@@ -292,7 +296,6 @@ class Outbox:
             return ChainErrorCode.FEE_CAP.remedy
         budget = await self._chain.balance(self._address)
         budget -= sum(intent.request.value + intent.newest.gas * intent.newest.max_fee for intent in pending)
-        holding = [intent for intent in intents if intent.state in HOLDS_NONCE]
         short = None
         for intent in ready:
             if room == 0:

@@ -146,6 +146,17 @@ def next_nonce(account_nonce: int, intents: list[Intent]) -> int:
     return nonce
 
 
+def room_for(account_nonce: int, holding: list[Intent], rules: Rules) -> int:
+    """How many more intents may be sent now.
+
+    Never none while a nonce below those in flight is free: they wait for whoever takes it.
+    """
+    in_flight = sum(intent.state in (IntentState.SIGNED, IntentState.SENT) for intent in holding)
+    free = next_nonce(account_nonce, holding)
+    waits = any((intent.nonce or 0) > free for intent in holding)
+    return max(rules.max_in_flight - in_flight, 1 if waits else 0)
+
+
 def has_gap(sight: Sight, holding: list[Intent], rules: Rules) -> bool:
     """Whether intents wait behind a nonce that nobody holds, for longer than they should.
 

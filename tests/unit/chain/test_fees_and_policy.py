@@ -25,6 +25,7 @@ from openlora_chain.policy import (
     decide,
     has_gap,
     next_nonce,
+    room_for,
 )
 from openlora_chain.store import Attempt, Inclusion, Intent, IntentState, NewIntent, Order
 
@@ -100,6 +101,13 @@ def test_the_next_nonce_is_the_smallest_free_one(account: int, taken: set[int]) 
     nonce = next_nonce(account, holding)
     assert nonce not in taken
     assert all(number in taken for number in range(account, nonce))
+
+
+def test_there_is_always_room_for_who_takes_a_nonce_that_others_wait_for() -> None:
+    full = [replace(INTENT, nonce=nonce) for nonce in range(1, 1 + RULES.max_in_flight)]
+    assert room_for(1, full, RULES) == 0
+    assert room_for(0, full, RULES) == 1
+    assert room_for(1, full[:-1], RULES) == 1
 
 
 def test_a_gap_is_one_only_when_it_lasts() -> None:

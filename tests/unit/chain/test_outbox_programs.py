@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from dataclasses import dataclass, field
 
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from openlora_chain.errors import ChainError
@@ -130,6 +130,7 @@ async def settle(world: World) -> None:
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(PROGRAMS)
+@example([*4 * [("submit",)], ("foreign",), ("mine", 1), ("round",), ("reorg", 2, "lost")])  # all in flight wait
 def test_every_intent_executes_exactly_once(program: list[tuple[object, ...]]) -> None:
     async def run() -> None:
         world = World()
@@ -143,5 +144,29 @@ def test_every_intent_executes_exactly_once(program: list[tuple[object, ...]]) -
             assert executed[new.data] == expected, intent
         nonces = [tx.nonce for block in world.chain.blocks for tx in block.txs if tx.sender == HOT.address]
         assert nonces == list(range(len(nonces)))
+
+    asyncio.run(run())
+
+
+def test_a_refused_intent_does_not_keep_a_gap_open() -> None:
+    """The foreign transaction below ours is lost, and the one intent that could take its nonce reverts for now."""
+
+    async def run() -> None:
+        world = World()
+        await world.submit()
+        await world.use_key_elsewhere()
+        world.chain.mine(1)
+        await world.step()
+        world.chain.refuses[b"0001"] = b""
+        await world.submit()
+        await world.step()
+        world.chain.reorg(2, "lost")
+        for _ in range(20):
+            world.now += 30
+            await world.step()
+            world.chain.mine()
+        first = await world.store.find(world.submitted[0].id)
+        assert first is not None
+        assert first.state is IntentState.FINAL
 
     asyncio.run(run())
