@@ -10,7 +10,8 @@ from dataclasses import dataclass, replace
 from openlora_node.network.advertising import Advertising, AdvertOptions, open_advertising
 from openlora_node.network.adverts import OwnState, make_advert
 from openlora_node.network.hardware import Hardware
-from openlora_node.network.host import Host, HostOptions, open_host
+from openlora_node.network.host import Host, HostOptions
+from openlora_node.network.opening import open_host
 from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.eip712 import Domain, Signed
 from openlora_node.protocol.ids import ZERO32

@@ -9,7 +9,8 @@ from dataclasses import dataclass, field, replace
 
 import trio
 
-from openlora_node.network.host import Host, HostOptions, open_host
+from openlora_node.network.host import Host, HostOptions
+from openlora_node.network.opening import open_host
 from openlora_node.protocol.crypto import LocalSigner
 
 LOOPBACK = ("/ip4/127.0.0.1/tcp/0",)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import trio
 
-from openlora_node.network.host import open_host
+from openlora_node.network.opening import open_host
 from openlora_node.network.stream import FramedStream
 from openlora_node.protocol.messages import ADVERT, AdvertMessage, Adverts
 from support.network_peers import QUICK, Registry, fresh_secret

@@ -118,10 +118,10 @@ class Worker:
 
         async def look(life: Any) -> dict[str, Any]:
             return {
-                "direct": life.host.is_direct(peer),
-                "relayed": len(life.host.relayed(peer)),
-                "ip": life.host.ip_of(peer),
-                "relays": [str(a) for c in life.host.relayed(peer) for a in c.get_transport_addresses()],
+                "direct": life.host.connections.is_direct(peer),
+                "relayed": len(life.host.connections.relayed(peer)),
+                "ip": life.host.connections.ip_of(peer),
+                "relays": [str(a) for c in life.host.connections.relayed(peer) for a in c.get_transport_addresses()],
             }
 
         return await self.networks[name]._bridge.call(look)

@@ -111,7 +111,7 @@ class HolePuncher:
 
     async def start(self, peer: Peer) -> None:
         """The peer came through a relay: find a direct way to it. Raises nothing that ends its caller."""
-        if peer.id in self._running or self._host.is_direct(peer.id):
+        if peer.id in self._running or self._host.connections.is_direct(peer.id):
             return
         self._running[peer.id] = trio.Event()
         try:
@@ -128,7 +128,7 @@ class HolePuncher:
 
     async def answer(self, stream: INetStream, peer: Peer) -> None:
         """The other side of an attempt: told when to dial."""
-        if self._host.is_direct(peer.id):
+        if self._host.connections.is_direct(peer.id):
             self._release(peer.id)
             return
         now = trio.current_time()
@@ -162,7 +162,7 @@ class HolePuncher:
 
     async def _prepare(self, peer: str) -> None:
         """Find out where a NAT shows the listener's port, from the relay at hand."""
-        for connection in self._host.relayed(peer):
+        for connection in self._host.connections.relayed(peer):
             for address in connection.get_transport_addresses():
                 circuit = parse_circuit(str(address))
                 if circuit is not None and self._learn is not None:
@@ -186,7 +186,7 @@ class HolePuncher:
             return await self._dial(peer, self._usable(unpack_addresses(list(reply.ObsAddrs))), as_responder=True)
         except (OpenLoraError, trio.TooSlowError, *BROKEN) as error:
             logger.debug("hole punch to %s: %s", peer, type(error).__name__)
-            return self._host.is_direct(peer)
+            return self._host.connections.is_direct(peer)
         finally:
             if stream is not None:
                 await self._host.discard(stream)
@@ -206,7 +206,7 @@ class HolePuncher:
                 except (*BROKEN, BaseLibp2pError, ValueError):
                     continue
                 return True
-        return self._host.is_direct(peer)
+        return self._host.connections.is_direct(peer)
 
     async def _dial(self, peer: str, addresses: tuple[str, ...], *, as_responder: bool) -> bool:
         """Dial all addresses from the listener's port, again and again for a while, until one answers as the peer."""
@@ -215,7 +215,7 @@ class HolePuncher:
         async def attempt(address: str, scope: trio.CancelScope) -> None:
             target, source = Multiaddr(address), self._host.source(address)
             for _ in range(MAX_REDIALS):
-                if self._host.is_direct(peer):
+                if self._host.connections.is_direct(peer):
                     break
                 try:
                     if as_responder:
@@ -225,14 +225,14 @@ class HolePuncher:
                 except (*BROKEN, BaseLibp2pError, ValueError) as error:
                     logger.debug("punching %s: %s", address, error.__cause__ or error)
                     await trio.sleep(random.uniform(*REFUSED_REDIAL_S) if _was_refused(error) else REDIAL_S)  # noqa: S311
-            if self._host.is_direct(peer):
+            if self._host.connections.is_direct(peer):
                 scope.cancel()
 
         with trio.move_on_after(PUNCH_S):
             async with trio.open_nursery() as nursery:
                 for address in addresses:
                     nursery.start_soon(attempt, address, nursery.cancel_scope)
-        return self._host.is_direct(peer)
+        return self._host.connections.is_direct(peer)
 
     def _usable(self, addresses: tuple[str, ...]) -> tuple[str, ...]:
         """What a peer may have this host dial: as far away as this host's own outside, no nearer."""
@@ -256,7 +256,7 @@ class HolePuncher:
 
     def _release(self, peer: str) -> None:
         """Whoever waits need wait no longer."""
-        if not self._host.is_direct(peer):
+        if not self._host.connections.is_direct(peer):
             self._hopeless[peer] = None
             if len(self._hopeless) > MAX_REMEMBERED:
                 self._hopeless.popitem(last=False)
@@ -266,13 +266,13 @@ class HolePuncher:
 
     async def _retire(self, peer: str) -> None:
         """Close the relayed connection once nothing of this protocol's own runs on it any more."""
-        while self._host.is_direct(peer):
+        while self._host.connections.is_direct(peer):
             await trio.sleep(RETIRE_AFTER_S)
-            for connection in self._host.relayed(peer):
+            for connection in self._host.connections.relayed(peer):
                 busy = any(str(s.get_protocol() or "").startswith("/openlora/") for s in connection.get_streams())
-                if not busy and self._host.is_direct(peer):
+                if not busy and self._host.connections.is_direct(peer):
                     await cast(Yamux, connection.muxed_conn).close()
-            if not self._host.relayed(peer):
+            if not self._host.connections.relayed(peer):
                 return
 
 

@@ -7,28 +7,18 @@ protocol, libp2p's own included, passes one guard, so that nothing a peer does e
 from __future__ import annotations
 
 import logging
-import math
-import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
-import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
-from libp2p import new_host
-from libp2p.abc import INetConn, INetStream, IRawConnection
-from libp2p.crypto.x25519 import create_new_key_pair as new_noise_key
+from libp2p.abc import INetStream, IRawConnection
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
-from libp2p.network.config import ConnectionConfig, RetryConfig
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.rcmgr import Direction
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as Noise
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
@@ -36,11 +26,11 @@ from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.messages import StreamProtocol
 from . import patches
 from .buckets import Allowance, Buckets
-from .identity import Peer, RegistryView, identify, key_pair, parse_peer_id
+from .connections import Connections, is_frozen
+from .identity import Peer, RegistryView, identify, parse_peer_id
 from .reach_addresses import ip_of, is_circuit, is_loopback, plain, port_of
-from .relay_transport import CircuitTransport, DirectTCP, is_relayed, remote_ip
+from .relay_transport import CircuitTransport
 from .scores import Fault, Scores
-from .services import running
 from .stream import BROKEN, FramedStream, M
 
 MAX_ADDRESSES_DIALLED = 8
@@ -75,7 +65,7 @@ class HostOptions:
 
 
 class Host:
-    """A running host. Made by `open_host`."""
+    """A host that listens. Made by `opening.open_host`; what it is connected to is `connections`."""
 
     def __init__(
         self, inner: BasicHost, options: HostOptions, registry: RegistryView, circuits: CircuitTransport
@@ -83,6 +73,7 @@ class Host:
         self.inner = inner
         self.id = inner.get_id().to_base58()
         self.scores = Scores()
+        self.connections = Connections(inner)
         self._swarm = cast(Swarm, inner.get_network())
         self._options = options
         self._registry = registry
@@ -128,10 +119,7 @@ class Host:
 
     def peers(self) -> tuple[Peer, ...]:
         """Connected peers."""
-        live = [
-            peer for peer, connections in self._swarm.connections.items() if any(not c.is_closed for c in connections)
-        ]
-        return tuple(self.peer(peer) for peer in live)
+        return tuple(self.peer(peer) for peer in self.connections.peers())
 
     def peer(self, peer: ID) -> Peer:
         """Who this authenticated peer is."""
@@ -139,16 +127,7 @@ class Host:
 
     def is_connected(self, peer: str) -> bool:
         """Whether a connection to the peer is open."""
-        return any(not c.is_closed for c in self._swarm.connections.get(parse_peer_id(peer), ()))
-
-    def is_direct(self, peer: str) -> bool:
-        """Whether a connection to the peer is open that no relay carries."""
-        return self.direct(peer) is not None
-
-    def rtt(self, peer: str) -> float | None:
-        """Seconds for a ping and its answer, smoothed; None while unknown."""
-        known = [cast(Yamux, c.muxed_conn).rtt() for c in self._swarm.connections.get(parse_peer_id(peer), ())]
-        return min((rtt for rtt in known if rtt > 0), default=None)
+        return self.connections.is_open(peer)
 
     def on_connected(self, hook: ConnectedHook) -> None:
         """Call `hook` once for each new connection, in a task of its own. What it raises is logged."""
@@ -180,7 +159,7 @@ class Host:
             try:
                 if not self.is_connected(peer):
                     await self._dial(peer_id, addresses or [str(a) for a in self._known_addresses(peer_id)])
-                    if self.on_circuit is not None and not self.is_direct(peer):
+                    if self.on_circuit is not None and not self.connections.is_direct(peer):
                         await self.on_circuit(self.peer(peer_id))
             finally:
                 if self._dialling[peer_id].statistics().tasks_waiting == 0:
@@ -206,7 +185,7 @@ class Host:
 
     def drop(self, peer: str) -> None:
         """Close every connection to `peer`, without waiting: it may be frozen."""
-        for connection in self._swarm.connections.get(parse_peer_id(peer), ()):
+        for connection in self.connections.of(peer):
             patches.abort(connection.muxed_conn)
 
     def charge(self, peer: str, fault: Fault) -> None:
@@ -219,32 +198,6 @@ class Host:
         """Run a task of a stream's owner. It ends with the host; a peer's bad bytes in it cost the peer's score."""
         assert self._nursery is not None, "the host is not running"
         self._nursery.start_soon(self._contained, task)
-
-    def ip_of(self, peer: str) -> str | None:
-        """The IP of a directly connected peer."""
-        connection = self.direct(peer)
-        return remote_ip(connection) if connection is not None else None
-
-    def direct(self, peer: str) -> INetConn | None:
-        """A connection to the peer that no relay carries."""
-        connections = self._swarm.connections.get(parse_peer_id(peer), ())
-        return next((c for c in connections if not c.is_closed and not is_relayed(c)), None)
-
-    def dialled(self, peer: str) -> str:
-        """The address at which this host reached a peer directly; empty when the peer dialled."""
-        connection = self.direct(peer)
-        if connection is None or getattr(connection, "direction", None) is not Direction.OUTBOUND:
-            return ""
-        return next((plain(str(address)) for address in connection.get_transport_addresses()), "")
-
-    def relayed(self, peer: str) -> tuple[INetConn, ...]:
-        """Connections to the peer through relays."""
-        return tuple(c for c in self._swarm.connections.get(parse_peer_id(peer), ()) if is_relayed(c))
-
-    def speaks(self, peer: str, protocol: str) -> bool:
-        """Whether a peer said by identify that it speaks a protocol."""
-        store, peer_id = self.inner.get_peerstore(), parse_peer_id(peer)
-        return peer_id in store.peer_ids() and protocol in store.get_protocols(peer_id)
 
     async def may_dial(self, address: Multiaddr) -> bool:
         """Whether the deny list lets this address be dialled."""
@@ -267,13 +220,26 @@ class Host:
         except Exception:
             logger.exception("a task of the network failed")
 
+    @asynccontextmanager
+    async def alive(self) -> AsyncIterator[None]:
+        """Watch connections and run tasks for as long as the block lasts; all connections are closed then."""
+        async with trio.open_nursery() as nursery:
+            self._nursery = nursery
+            nursery.start_soon(self.watch)
+            try:
+                yield
+            finally:
+                with trio.CancelScope(shield=True):
+                    await self.close()
+                nursery.cancel_scope.cancel()
+
     async def close(self) -> None:
         """Close all connections at once. Half a second is enough: peers notice an end without farewell too."""
         with trio.move_on_after(0.5):
             async with trio.open_nursery() as nursery:
                 for listener in self._swarm.listeners.values():  # its task outlives the swarm
                     nursery.start_soon(_quietly, listener.close)
-                for connection in [c for connections in self._swarm.connections.values() for c in connections]:
+                for _, connection in self.connections.all():
                     muxer = cast(Yamux, connection.muxed_conn)
                     muxer.event_shutting_down.set()
                     nursery.start_soon(_quietly, muxer.secured_conn.close)
@@ -284,22 +250,21 @@ class Host:
             while True:
                 now = trio.current_time()
                 alive: set[int] = set()
-                for peer, connections in list(self._swarm.connections.items()):
-                    for connection in connections:
-                        muxer = cast(Yamux, connection.muxed_conn)
-                        alive.add(id(connection))
-                        if self._is_frozen(muxer, now) or self.scores.is_denied(peer.to_base58(), now):
-                            patches.abort(muxer)
-                        elif id(connection) not in self._greeted and not connection.is_closed:
-                            self._greeted.add(id(connection))
-                            nursery.start_soon(self._greet, self.peer(peer))
+                for peer, connection in self.connections.all():
+                    alive.add(id(connection))
+                    frozen = is_frozen(connection, now, self._options.frozen_after)
+                    if frozen or self.scores.is_denied(peer.to_base58(), now):
+                        patches.abort(connection.muxed_conn)
+                    elif id(connection) not in self._greeted and not connection.is_closed:
+                        self._greeted.add(id(connection))
+                        nursery.start_soon(self._greet, self.peer(peer))
                 self._greeted &= alive
                 self._forget_strangers()
                 await trio.sleep(min(1.0, self._options.frozen_after / 4))
 
     async def greet_now(self, peer: Peer) -> None:
         """Run the hooks for a peer that this host just connected to, instead of at the watchdog's next look."""
-        self._greeted |= {id(c) for c in self._swarm.connections.get(parse_peer_id(peer.id), ())}
+        self._greeted |= {id(c) for c in self.connections.of(peer.id)}
         await self._greet(peer)
 
     async def _greet(self, peer: Peer) -> None:
@@ -310,11 +275,6 @@ class Host:
                 logger.debug("greeting %s: %s", peer.id, error)
             except Exception:
                 logger.exception("a hook failed on a new connection")
-
-    def _is_frozen(self, muxer: Yamux, now: float) -> bool:
-        """libp2p pings each connection and does nothing about a missing answer."""
-        asked = muxer._ping_sent_time > 0 and not muxer._ping_event.is_set()
-        return asked and now - muxer._ping_sent_time > self._options.frozen_after
 
     async def _dial(self, peer: ID, addresses: Sequence[str]) -> None:
         """libp2p's own dial tries one TCP address a peer, and none for a minute after a failure."""
@@ -372,79 +332,6 @@ class Host:
             self._open_streams[peer] -= 1
             if not self._open_streams[peer]:
                 del self._open_streams[peer]
-
-
-@asynccontextmanager
-async def open_host(secret: bytes, options: HostOptions, registry: RegistryView) -> AsyncIterator[Host]:
-    """Start a host with the node key `secret` (32 bytes). Raises CONFIG_INVALID for an address it cannot listen on."""
-    patches.apply()
-    yamux_module.RTT_MEASURE_INTERVAL = options.ping_interval  # type: ignore[assignment]
-    for address in options.listen:
-        _check_port(address)
-    listen = [Multiaddr(address) for address in options.listen]
-    keys = key_pair(secret)
-    most = options.max_connections
-    circuits = CircuitTransport()
-    patience = math.ceil(options.stream_timeout) + 1  # libp2p cuts it to whole seconds: the host's own comes first
-    inner = new_host(
-        key_pair=keys,
-        listen_addrs=listen,
-        transports=[circuits, DirectTCP()],
-        sec_opt={NOISE_ID: Noise(keys, noise_privkey=new_noise_key().private_key)},
-        muxer_opt={TProtocol(YAMUX_ID): Yamux},
-        negotiate_timeout=patience,
-        announce_addrs=[Multiaddr(address) for address in options.announce] or None,
-        connection_config=ConnectionConfig(
-            max_connections=most,
-            high_watermark=most,
-            min_connections=0,
-            low_watermark=0,
-            max_connections_per_peer=2,
-            dial_timeout=options.dial_timeout,
-            inbound_upgrade_timeout=options.handshake_timeout,
-            outbound_upgrade_timeout=options.handshake_timeout,
-            inbound_stream_protocol_negotiation_timeout=patience,
-            outbound_stream_protocol_negotiation_timeout=patience,
-            deny_list=list(options.deny),
-        ),
-    )
-    assert isinstance(inner, BasicHost)
-    swarm = cast(Swarm, inner.get_network())
-    swarm.retry_config = RetryConfig(max_retries=0)
-    swarm.set_resource_manager(None)  # it loses count of cancelled handshakes; the bounds here are the host's own
-    swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it dials on its own
-    host = Host(inner, options, registry, circuits)
-    inner.get_addrs = host.told  # type: ignore[method-assign]  # libp2p's own would cut circuit addresses short
-    async with running(swarm):
-        await swarm.listen(*listen)
-        if len(host.addresses()) < len(listen):
-            raise OpenLoraError(ErrorCode.CONFIG_INVALID, "a network.listen address cannot be listened on")
-        async with trio.open_nursery() as nursery:
-            host._nursery = nursery
-            nursery.start_soon(host.watch)
-            try:
-                yield host
-            finally:
-                with trio.CancelScope(shield=True):
-                    await host.close()
-                nursery.cancel_scope.cancel()
-
-
-def _check_port(address: str) -> None:
-    """libp2p listens with SO_REUSEPORT: a second process on the port would silently take half of the connections."""
-    multiaddr = Multiaddr(address)
-    version = "ip6" if "ip6" in {protocol.name for protocol in multiaddr.protocols()} else "ip4"
-    port = int(multiaddr.value_for_protocol("tcp") or 0)
-    if port == 0:
-        return
-    with socket.socket(socket.AF_INET6 if version == "ip6" else socket.AF_INET) as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((multiaddr.value_for_protocol(version), port))
-        except OSError:
-            raise OpenLoraError(
-                ErrorCode.CONFIG_INVALID, f"port {port} is taken or not this machine's: change network.listen"
-            ) from None
 
 
 async def _quietly(action: Callable[[], Awaitable[Any]]) -> None:

@@ -51,7 +51,7 @@ class DialBack:
 
     async def ask(self, peer: str, addresses: tuple[str, ...], observed: str) -> Vote:
         """Have a connected peer dial `addresses`. `observed`: the own IP as this peer sees it. Raises nothing."""
-        ip = self._host.ip_of(peer) or ""
+        ip = self._host.connections.ip_of(peer) or ""
         stream: INetStream | None = None
         try:
             with trio.fail_after(ANSWER_TIMEOUT_S):

@@ -15,11 +15,13 @@ from typing import Any
 import libp2p.network.swarm as swarm_module
 import libp2p.stream_muxer.yamux.yamux as yamux_module
 import trio
+from libp2p.abc import INetConn
 from libp2p.host.basic_host import BasicHost
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.connection.swarm_connection import SwarmConn
 from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
 from libp2p.stream_muxer.yamux.yamux import Yamux, YamuxStream
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
@@ -47,6 +49,7 @@ EXPECTED: dict[str, tuple[type, str]] = {
     "SwarmConn._handle_muxed_stream": (SwarmConn, "self,muxed_stream"),
     "Swarm._handle_inbound_connection": (Swarm, "self,read_write_closer,maddr"),
     "Swarm.upgrade_inbound_raw_conn": (Swarm, "self,raw_conn,maddr"),
+    "Swarm.get_connections": (Swarm, "self,peer_id"),
     "Swarm.dial_addr": (Swarm, "self,addr,peer_id,source"),
     "Swarm.dial_addr_as_responder": (Swarm, "self,addr,peer_id,source"),
     "TransportUpgrader.upgrade_security": (TransportUpgrader, "self,raw_conn,is_initiator,peer_id"),
@@ -97,6 +100,7 @@ def apply() -> None:
     _replace(SwarmConn, "start", _contained)
     _replace(SwarmConn, "_handle_muxed_stream", _contained)
     _replace(Swarm, "_handle_inbound_connection", _accept)
+    _replace(Swarm, "get_connections", _open_ones)
     _replace(YamuxStream, "_auto_tune_and_send_window_update", _rare_window_updates)
     YamuxStream.recv_window = property(_get_window, _set_window)  # type: ignore[assignment]
 
@@ -182,6 +186,15 @@ def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:
                 await raw.close()
 
     return _handle_inbound_connection
+
+
+def _open_ones(original: Callable[..., Any]) -> Callable[..., Any]:
+    """A closed connection stays on libp2p's list for a tenth of a second, where it counts against the limit."""
+
+    def get_connections(self: Swarm, peer_id: ID | None = None) -> list[INetConn]:
+        return [connection for connection in original(self, peer_id) if not connection.is_closed]
+
+    return get_connections
 
 
 def _half_open(swarm: Swarm) -> HalfOpen[trio.CancelScope]:

@@ -221,12 +221,16 @@ class Reachability:
 
     async def _round(self) -> tuple[Vote, ...]:
         """Ask peers, all at once, and collect what they say."""
-        peers = [(p.id, self._host.ip_of(p.id)) for p in self._host.peers() if self._host.speaks(p.id, AUTONAT_ID)]
+        peers = [
+            (p.id, self._host.connections.ip_of(p.id))
+            for p in self._host.peers()
+            if self._host.connections.speaks(p.id, AUTONAT_ID)
+        ]
         chosen = choose([(peer, ip) for peer, ip in peers if ip is not None], MAX_ASKED, self._dice)
         votes: list[Vote] = []
 
         async def ask(peer: str) -> None:
-            connection = self._host.direct(peer)
+            connection = self._host.connections.direct(peer)
             observed = self._observed.by(connection) if connection is not None else ""
             votes.append(await self._dial_back.ask(peer, seen_from(observed, self._claims()), observed))
 
@@ -277,10 +281,10 @@ class Reachability:
 
     async def _find_relays(self) -> AsyncIterator[tuple[str, tuple[str, ...]]]:
         """Peers that may relay: those connected, those of the directory, then nodes that are reached directly."""
-        connected = [peer.id for peer in self._host.peers() if self._host.speaks(peer.id, HOP_ID)]
+        connected = [peer.id for peer in self._host.peers() if self._host.connections.speaks(peer.id, HOP_ID)]
         self._dice.shuffle(connected)
         for peer in connected:
-            if self._host.is_direct(peer):
+            if self._host.connections.is_direct(peer):
                 yield peer, ()
         for peer, addresses in await self._directory.providers(RELAY_KEY):
             yield peer, tuple(a for a in addresses if not is_circuit(a))

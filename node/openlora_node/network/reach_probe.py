@@ -16,7 +16,8 @@ from ..protocol.crypto import Address
 from ..protocol.eip712 import Domain
 from ..protocol.errors import OpenLoraError
 from .directory import DirectoryOptions, open_directory
-from .host import HostOptions, open_host
+from .host import HostOptions
+from .opening import open_host
 from .reach import ReachOptions, open_reach
 from .reach_policy import ENOUGH_VOTES
 from .reach_report import report

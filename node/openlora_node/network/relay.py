@@ -71,15 +71,15 @@ class RelayClient:
 
     def _places(self, relay: str, named: tuple[str, ...]) -> tuple[str, ...]:
         """Where others dial the relay: at the IP under which this host reached it, first of all by its own word."""
-        ip = self._host.ip_of(relay)
+        ip = self._host.connections.ip_of(relay)
         plain_named = [plain(address) for address in named if not is_circuit(address)]
-        dialled = self._host.dialled(relay)
+        dialled = self._host.connections.dialled(relay)
         fit = [a for a in plain_named if ip_of(a) == ip]
         wide = [a for a in plain_named if (known := ip_of(a)) and scope_of(known) is Scope.GLOBAL]
         return tuple(dict.fromkeys([*([dialled] if dialled else []), *fit, *wide]))[:1]
 
     async def _ask(self, relay: str, message: HopMessage) -> tuple[HopMessage, INetStream]:
-        if not self._host.is_direct(relay):
+        if not self._host.connections.is_direct(relay):
             raise OpenLoraError(ErrorCode.NODE_LOST, "a relay is used over a direct connection only")
         stream: INetStream | None = None
         try:
@@ -116,7 +116,7 @@ class RelayClient:
             await send_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.PERMISSION_DENIED))
             return
         await send_message(stream, StopMessage(type=StopMessage.STATUS, status=Status.OK))
-        place = self._host.dialled(relay.id) or "/ip4/0.0.0.0/tcp/0"
+        place = self._host.connections.dialled(relay.id) or "/ip4/0.0.0.0/tcp/0"
         circuit = Circuit(place, relay.id, source.to_base58())
         raw = circuit_connection(stream, circuit, is_initiator=False)
         try:

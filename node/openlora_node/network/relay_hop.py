@@ -66,7 +66,7 @@ class HopService:
         while True:
             await trio.sleep(PRUNE_EVERY_S)
             for peer in self.table.peers():
-                if not self._host.is_direct(peer):
+                if not self._host.connections.is_direct(peer):
                     self.table.release(peer)
 
     async def _reserve(self, stream: INetStream, peer: str, ip: str) -> None:
@@ -88,7 +88,7 @@ class HopService:
             await _status(stream, Status.MALFORMED_MESSAGE)
             return
         name = target.to_base58()
-        if not self.table.holds(name, time.time()) or not self._host.is_direct(name):
+        if not self.table.holds(name, time.time()) or not self._host.connections.is_direct(name):
             await _status(stream, Status.NO_RESERVATION)
         elif not self.table.open(source, name):
             await _status(stream, Status.RESOURCE_LIMIT_EXCEEDED)

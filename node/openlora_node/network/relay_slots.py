@@ -100,7 +100,7 @@ class RelaySlots:
 
     async def _fill(self, nursery: trio.Nursery) -> None:
         tried = 0
-        ips = {self._host.ip_of(relay) for relay in self._slots}
+        ips = {self._host.connections.ip_of(relay) for relay in self._slots}
         spare: list[str] = []
         async for relay, addresses in self._find():
             if tried >= MAX_TRIED or len(self._slots) >= self._wanted:
@@ -110,10 +110,10 @@ class RelaySlots:
             tried += 1
             if not await self._reach(relay, addresses):
                 continue
-            if self._host.ip_of(relay) in ips:  # one machine's end should cost one slot only
+            if self._host.connections.ip_of(relay) in ips:  # one machine's end should cost one slot only
                 spare.append(relay)
             elif await self._take(relay, nursery):
-                ips.add(self._host.ip_of(relay))
+                ips.add(self._host.connections.ip_of(relay))
         for relay in spare:
             if len(self._slots) < self._wanted:
                 await self._take(relay, nursery)
@@ -121,14 +121,14 @@ class RelaySlots:
     async def _reach(self, relay: str, addresses: tuple[str, ...]) -> bool:
         """A direct connection to a peer that speaks as a relay."""
         try:
-            if not self._host.is_direct(relay):
+            if not self._host.connections.is_direct(relay):
                 await self._host.connect(relay, addresses)
             with trio.move_on_after(3):
-                while not self._host.speaks(relay, HOP_ID):  # noqa: ASYNC110 - identify has no event
+                while not self._host.connections.speaks(relay, HOP_ID):  # noqa: ASYNC110 - identify has no event
                     await trio.sleep(0.05)
         except OpenLoraError as error:
             logger.debug("relay %s: %s", relay, error)
-        if self._host.is_direct(relay) and self._host.speaks(relay, HOP_ID):
+        if self._host.connections.is_direct(relay) and self._host.connections.speaks(relay, HOP_ID):
             return True
         self._shun(relay)
         return False
@@ -149,7 +149,7 @@ class RelaySlots:
         """Renew one slot for as long as its relay's connection lives."""
         try:
             while True:
-                connection = self._host.direct(relay)
+                connection = self._host.connections.direct(relay)
                 if connection is None:
                     return
                 left = (self._slots[relay].expires - time.time()) * RENEW_AT

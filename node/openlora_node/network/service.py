@@ -23,8 +23,9 @@ from .bridge import Bridge, BridgeState
 from .candidates import Seen
 from .directory import Directory, DirectoryOptions, open_directory
 from .filters import AdapterFilter
-from .host import Host, HostOptions, open_host
+from .host import Host, HostOptions
 from .identity import Peer, RegistryView
+from .opening import open_host
 from .reach import Reachability, ReachOptions, ReachState, open_reach
 from .reach_links import Link, ban, links
 from .scores import Fault
@@ -175,7 +176,9 @@ class Network:
             host = life.host
             connected = {peer.id for peer in host.peers()}
             adverts = life.advertising.table.live(base, time.time())
-            return tuple(Seen(each, host.rtt(each.peer) if each.peer in connected else None) for each in adverts)
+            return tuple(
+                Seen(each, host.connections.rtt(each.peer) if each.peer in connected else None) for each in adverts
+            )
 
         return await self._bridge.call(seen)
 
@@ -240,7 +243,9 @@ class Network:
 
     def _session(self, host: Host, stream: FramedStream[M]) -> Session[M]:
         peer = stream.peer.id
-        session = Session(stream, self._loop, charge=lambda fault: host.charge(peer, fault), remote_ip=host.ip_of(peer))
+        session = Session(
+            stream, self._loop, charge=lambda fault: host.charge(peer, fault), remote_ip=host.connections.ip_of(peer)
+        )
         self._sessions.add(session)
         return session
 

@@ -28,8 +28,9 @@ from openlora_node.network.directory import (
     provider_key,
     record_key,
 )
-from openlora_node.network.host import Host, open_host
+from openlora_node.network.host import Host
 from openlora_node.network.identity import peer_id_of
+from openlora_node.network.opening import open_host
 from openlora_node.network.peerfile import KnownPeer, PeerFile
 from openlora_node.protocol.errors import ProtocolError
 from openlora_node.protocol.structs import NodeState

@@ -26,8 +26,9 @@ from openlora_node.network import host as host_module
 from openlora_node.network import patches
 from openlora_node.network import stream as stream_module
 from openlora_node.network.buckets import Allowance
-from openlora_node.network.host import Host, open_host
+from openlora_node.network.host import Host
 from openlora_node.network.identity import Peer
+from openlora_node.network.opening import open_host
 from openlora_node.network.scores import Fault
 from openlora_node.network.stream import FramedStream
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
@@ -613,8 +614,8 @@ def test_pings_measure_the_round_trip() -> None:
     async def test() -> None:
         async with hosts(2) as (a, b):
             await connect(a, b)
-            await until(lambda: a.rtt(b.id) is not None)
-            assert 0 < (a.rtt(b.id) or 0) < 1
+            await until(lambda: a.connections.rtt(b.id) is not None)
+            assert 0 < (a.connections.rtt(b.id) or 0) < 1
             assert QUICK.ping_interval == yamux_module.RTT_MEASURE_INTERVAL
 
     run(test)

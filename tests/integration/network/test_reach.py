@@ -25,10 +25,11 @@ from openlora_node.network import reach_policy as reach_policy_module
 from openlora_node.network.buckets import Allowance
 from openlora_node.network.directory import Directory, DirectoryOptions, open_directory
 from openlora_node.network.holepunch import HolePuncher
-from openlora_node.network.host import Host, open_host
+from openlora_node.network.host import Host
 from openlora_node.network.identity import Peer
 from openlora_node.network.nat import AUTONAT_ID, DialBack
 from openlora_node.network.nat_wire import dial_request, dial_response, pack_addresses, receive_message, send_message
+from openlora_node.network.opening import open_host
 from openlora_node.network.reach import Reachability, ReachOptions, open_reach
 from openlora_node.network.reach_addresses import Circuit
 from openlora_node.network.reach_policy import Answer
@@ -230,16 +231,16 @@ def test_requests_run_through_a_relay_end_to_end() -> None:
             assert world.place == f"{world.relay.addresses()[0]}/p2p/{world.relay.id}/p2p-circuit"
             peer = await world.dialer.connect(world.holder.id, [world.place])
             assert peer.id == world.holder.id
-            assert not world.dialer.is_direct(world.holder.id)
-            assert world.dialer.ip_of(world.holder.id) is None
+            assert not world.dialer.connections.is_direct(world.holder.id)
+            assert world.dialer.connections.ip_of(world.holder.id) is None
             await ask(world.dialer, world.holder.id)
             assert world.came == [world.dialer.id]
-            assert [is_relayed(c) for c in world.holder.relayed(world.dialer.id)] == [True]
+            assert [is_relayed(c) for c in world.holder.connections.relayed(world.dialer.id)] == [True]
             assert world.hop.table.circuits == 1
             world.dialer.drop(world.holder.id)
             await until(lambda: world.hop.table.circuits == 0)
             await until(lambda: not world.holder.is_connected(world.dialer.id))
-            assert world.relay.is_direct(world.holder.id)
+            assert world.relay.connections.is_direct(world.holder.id)
 
     run(test)
 
@@ -268,7 +269,7 @@ def test_libp2ps_own_client_reserves_and_dials_here() -> None:
                     place = f"{relay.addresses()[0]}/p2p/{relay.id}/p2p-circuit"
                     await dialer.connect(target.id, [place])
                     await ask(dialer, target.id)
-                    assert not dialer.is_direct(target.id)
+                    assert not dialer.connections.is_direct(target.id)
                 nursery.cancel_scope.cancel()
 
     run(test)
@@ -317,7 +318,7 @@ def test_a_circuit_ends_at_its_limit_and_its_relay_lives_on(limits: RelayLimits)
                     except OpenLoraError:
                         await trio.sleep(0.01)
             assert world.hop.table.circuits == 0
-            assert world.relay.is_direct(world.holder.id)
+            assert world.relay.connections.is_direct(world.holder.id)
 
     run(test)
 
@@ -347,9 +348,9 @@ def test_a_relay_cannot_pass_one_peer_off_as_another() -> None:
             with trio.move_on_after(10):
                 with suppress(*BROKEN):
                     await upgrade(raw, ID.from_base58(world.holder.id))
-            await until(lambda: not world.holder.relayed(liar.id))
+            await until(lambda: not world.holder.connections.relayed(liar.id))
             assert world.came == []
-            assert not world.holder.relayed(world.relay.id)
+            assert not world.holder.connections.relayed(world.relay.id)
 
     run(test)
 
@@ -384,10 +385,10 @@ def test_a_relayed_connection_becomes_direct(monkeypatch: pytest.MonkeyPatch) ->
             await connect(holder, relay)
             place = (await client.reserve(relay.id)).addresses[0]
             await dialer.connect(holder.id, [place])
-            await until(lambda: dialer.is_direct(holder.id) and holder.is_direct(dialer.id))
+            await until(lambda: dialer.connections.is_direct(holder.id) and holder.connections.is_direct(dialer.id))
             await ask(dialer, holder.id)
             await until(lambda: (starter.succeeded, starter.failed) == (1, 0))
-            await until(lambda: not dialer.relayed(holder.id))  # nothing runs on it any more
+            await until(lambda: not dialer.connections.relayed(holder.id))  # nothing runs on it any more
             await ask(dialer, holder.id)
 
     run(test)
@@ -411,7 +412,7 @@ def test_what_cannot_be_punched_stays_relayed_and_usable(monkeypatch: pytest.Mon
             await ask(dialer, holder.id)
             await until(lambda: starter.failed == 1)
             await ask(dialer, holder.id)
-            assert not dialer.is_direct(holder.id)
+            assert not dialer.connections.is_direct(holder.id)
 
     run(test)
 
