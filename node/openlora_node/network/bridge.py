@@ -60,6 +60,11 @@ class _Call:
         self.scope: trio.CancelScope | None = None
         self.cancelled = False
 
+    @property
+    def has_result(self) -> bool:
+        """In the asyncio thread: whether the work ended well and its result is here."""
+        return self.future.done() and not self.future.cancelled() and self.future.exception() is None
+
     def cancel(self) -> None:
         """In the trio thread: stop the work, or never begin it."""
         self.cancelled = True
@@ -145,6 +150,8 @@ class Bridge(Generic[T]):
             return await call.future  # type: ignore[no-any-return]
         except asyncio.CancelledError:
             self._in_trio(run, call.cancel)
+            if discard is not None and call.has_result:  # it came in the very moment that the caller left
+                self._in_trio(run, lambda: discard(call.future.result()))
             raise
         finally:
             with self._lock:

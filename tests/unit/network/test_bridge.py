@@ -122,6 +122,26 @@ async def test_a_result_whose_caller_left_is_discarded() -> None:
         await asyncio.wait_for(discarded.wait(), 5)
 
 
+async def test_a_result_that_comes_as_its_caller_is_cancelled_is_discarded() -> None:
+    """Delivered and cancelled in one turn of the loop: the future has the result, and the caller never sees it."""
+    discarded = asyncio.Event()
+    loop = asyncio.get_running_loop()
+
+    def cancel_behind_the_delivery() -> None:
+        time.sleep(0.05)  # until the delivery stands in the loop's queue
+        loop.call_soon(task.cancel)
+
+    async def work(_body: Body) -> str:
+        loop.call_soon_threadsafe(cancel_behind_the_delivery)
+        return "stream"
+
+    async with running(Body()) as bridge:
+        task = asyncio.create_task(bridge.call(work, discard=lambda result: loop.call_soon_threadsafe(discarded.set)))
+        with pytest.raises(asyncio.CancelledError):
+            await task
+        await asyncio.wait_for(discarded.wait(), 5)
+
+
 async def test_a_crash_fails_the_calls_under_way_and_the_body_lives_again() -> None:
     body = Body()
     states: list[BridgeState] = []
