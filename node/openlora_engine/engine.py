@@ -12,21 +12,21 @@ import time
 from collections import deque
 from collections.abc import Callable
 from collections.abc import Sequence as Ordered
-from dataclasses import dataclass
 
 import torch
 from transformers import PreTrainedTokenizerFast
 
 from .adapters.manager import AdapterManager
+from .choice import Choice
 from .config import EngineConfig
 from .errors import Code, EngineError
 from .metrics import EngineStats
 from .models.loading import LoadedModel
-from .request import ChosenLogprob, FinishReason, GenerateRequest, Timings, TokenEvent
+from .request import ChosenLogprob, GenerateRequest, TokenEvent
 from .runner import ModelRunner
 from .sampling.constraints import Grammar
 from .sampling.detokenizer import TextDecoder
-from .sampling.output import ChoiceOutput, OutputRules
+from .sampling.output import OutputRules
 from .sampling.sampler import Sampled, Sampler
 from .sampling.state import SamplingState
 from .sampling.stopping import LENGTH, Finish
@@ -40,17 +40,6 @@ COPY_WAIT_S = 0.0005
 """Between looks at adapter copies under way, when nothing else can run."""
 DEPARTURES = 64
 """Finished sequences over which the queue's drain rate is measured."""
-
-
-@dataclass(eq=False, slots=True)
-class Choice:
-    """One of a request's choices while it is served."""
-
-    seq: Sequence
-    state: SamplingState
-    output: ChoiceOutput
-    first_token_time: float | None = None
-    last_token_time: float | None = None
 
 
 class Engine:
@@ -292,10 +281,7 @@ class Engine:
 
     def _accept(self, choice: Choice, token_id: int, logprob: ChosenLogprob | None, now: float) -> TokenEvent:
         """One more output token of a choice."""
-        choice.first_token_time = choice.first_token_time or now
-        choice.last_token_time = now
-        choice.state.accept(token_id)
-        delta = choice.output.add(token_id, ended=choice.state.ended)
+        delta = choice.accept(token_id, now)
         logprobs = () if logprob is None else (logprob,)
         if delta.finish is not None:
             return self._finish(choice, delta.finish, (token_id,), delta.text, logprobs)
@@ -315,18 +301,7 @@ class Engine:
         self._scheduler.finish(seq.seq_id)
         self._forget(seq)
         self._departures.append(self._clock())
-        return TokenEvent(
-            request_id=seq.request_id,
-            index=seq.index,
-            token_ids=token_ids,
-            text=text,
-            logprobs=logprobs,
-            finish_reason=finish.reason,
-            stop_reason=finish.stop_reason,
-            num_prompt_tokens=seq.num_prompt_tokens,
-            num_output_tokens=seq.num_output_tokens,
-            timings=_timings(choice),
-        )
+        return choice.finished(finish, token_ids, text, logprobs)
 
     def _fail(self, seq: Sequence, error: EngineError) -> list[TokenEvent]:
         """End the whole request of a sequence that cannot go on; it may be gone from the scheduler already."""
@@ -336,7 +311,7 @@ class Engine:
         choices = [self._choices.pop(seq_id) for seq_id in self._requests.pop(request_id, ())]
         for choice in choices:
             self._scheduler.cancel(choice.seq.seq_id)
-        return [_failure(choice, error) for choice in choices[:1]]
+        return [choice.failed(error) for choice in choices[:1]]
 
     def _shed(self, schedule: Schedule) -> list[TokenEvent]:
         """The step found no memory: end the request whose chunk is largest; the others run again with the next step."""
@@ -375,34 +350,3 @@ class Engine:
         if len(self._departures) < 2 or self._departures[-1] <= self._departures[0]:
             return 0.0
         return (len(self._departures) - 1) / (self._departures[-1] - self._departures[0])
-
-
-def _timings(choice: Choice) -> Timings:
-    seq = choice.seq
-    started = seq.first_scheduled_time if seq.first_scheduled_time is not None else seq.arrival_time
-    first = choice.first_token_time if choice.first_token_time is not None else started
-    last = choice.last_token_time if choice.last_token_time is not None else first
-    return Timings(
-        queue_s=started - seq.arrival_time,
-        adapter_wait_s=seq.adapter_wait_s,
-        adapter_tier=seq.adapter_tier,
-        prefill_s=first - started,
-        decode_s=last - first,
-        num_cached_tokens=seq.num_cached_tokens,
-        num_preemptions=seq.num_preemptions,
-    )
-
-
-def _failure(choice: Choice, error: EngineError) -> TokenEvent:
-    """The last event of a choice that was ended by an error; it takes the request with it."""
-    seq = choice.seq
-    return TokenEvent(
-        request_id=seq.request_id,
-        index=seq.index,
-        text=choice.output.abort(),
-        finish_reason=FinishReason.ERROR,
-        error=error,
-        num_prompt_tokens=seq.num_prompt_tokens,
-        num_output_tokens=seq.num_output_tokens,
-        timings=_timings(choice),
-    )
