@@ -15,7 +15,7 @@ run: setup ## show paid requests from quote to claimed rewards on an embedded ch
 	@$(bin)/python configs/demo/run.py
 
 test: setup ## set up, then run every test
-	@$(bin)/python -m pytest -n 2 --dist loadfile --reruns 2 --cov --cov-report=term:skip-covered $(ARGS)
+	@$(bin)/python -m pytest -n 2 --dist loadfile --cov --cov-report=term:skip-covered $(ARGS)
 
 check: setup ## format, lint, types and layers; changes nothing
 	@$(bin)/ruff format --check .

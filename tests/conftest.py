@@ -14,7 +14,10 @@ import openlora_chain  # noqa: F401 - keeps the recursion limit, whatever else a
 # Before torch is imported: on a busy machine its idle threads would spin away the cores (openlora_kernels/openmp.py).
 os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 
-ALLOWED_SKIPS = Path(__file__).parent / "allowed_skips.toml"
+TESTS = Path(__file__).parent
+WITH_PROCESSES = ("integration", "interop", "e2e")
+"""Real processes, networks and chains: a machine with two busy cores is late now and then."""
+ALLOWED_SKIPS = TESTS / "allowed_skips.toml"
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("thorough", parent=settings.get_profile("default"), max_examples=2_000)
@@ -53,3 +56,10 @@ def pytest_configure(config: pytest.Config) -> None:
     """Install the skip list."""
     allowed = tomllib.loads(ALLOWED_SKIPS.read_text(encoding="utf-8"))["skips"]
     config.pluginmanager.register(SkipList(allowed), "skip-list")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Give tests of real processes two more tries, each counted in the summary. Units have none."""
+    for item in items:
+        if item.path.relative_to(TESTS).parts[0] in WITH_PROCESSES:
+            item.add_marker(pytest.mark.flaky(reruns=2))
