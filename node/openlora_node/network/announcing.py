@@ -46,6 +46,9 @@ class Announcer:
                     await self._round()
                 except OpenLoraError as error:
                     logger.debug("announcing: %s", error)
+                except Exception:
+                    logger.exception("announcing failed; it goes on in %.0f s", self._pace.retry)
+                    await trio.sleep(self._pace.retry)
             await trio.sleep(min(LOOK_EVERY_S, self._pace.find))
 
     async def _round(self) -> None:

@@ -32,6 +32,7 @@ from .adverts import Advert, AdvertRefused, KeyView, read_advert
 from .host import Host
 from .identity import Peer, RegistryView, parse_peer_id
 from .peerfile import KnownPeer, PeerFile
+from .reach_addresses import texts_of
 from .services import running
 from .stream import BROKEN
 
@@ -163,7 +164,7 @@ class Directory:
             store.providers[key] = {**cached, **store.providers.get(key, {})}
             if not store.providers[key]:
                 del store.providers[key]
-        hints = {p.peer_id.to_base58(): tuple(map(str, p.addrs)) for p in found}
+        hints = {p.peer_id.to_base58(): texts_of(p.addrs) for p in found}
         return tuple(hints.items())[:MAX_PROVIDERS]
 
     async def publish(self, record: Advert) -> None:
@@ -232,7 +233,10 @@ class Directory:
         try:
             while True:
                 await trio.sleep(SAVE_INTERVAL_S)
-                await trio.to_thread.run_sync(self.save)
+                try:
+                    await trio.to_thread.run_sync(self.save)
+                except Exception:
+                    logger.exception("peers are not written to disk")
         finally:
             self.save()
 
@@ -244,7 +248,7 @@ class Directory:
         seen = []
         for peer in self._host.peers():
             peer_id = ID.from_base58(peer.id)
-            addresses = tuple(map(str, store.addrs(peer_id)))[:8] if peer_id in store.peers_with_addrs() else ()
+            addresses = texts_of(store.addrs(peer_id), 8) if peer_id in store.peers_with_addrs() else ()
             if addresses:
                 seen.append(KnownPeer(peer.id, addresses, now))
         if seen:

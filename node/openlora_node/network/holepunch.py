@@ -30,7 +30,7 @@ from .buckets import Allowance, Buckets
 from .host import Host
 from .identity import Peer, parse_peer_id
 from .nat_wire import pack_addresses, receive_message, send_message, unpack_addresses
-from .reach_addresses import Circuit, Scope, ip_of, is_circuit, parse_circuit, plain, port_of, scope_of
+from .reach_addresses import Circuit, Scope, ip_of, is_circuit, parse_circuit, plain, port_of, scope_of, texts_of
 from .relay_transport import is_relayed
 from .stream import BROKEN
 
@@ -197,7 +197,7 @@ class HolePuncher:
         with trio.move_on_after(1):
             while not (peer_id in store.peer_ids() and store.get_protocols(peer_id)):  # noqa: ASYNC110 - no event
                 await trio.sleep(0.05)
-        known = [str(a) for a in store.addrs(peer_id)] if peer_id in store.peers_with_addrs() else []
+        known = list(texts_of(store.addrs(peer_id))) if peer_id in store.peers_with_addrs() else []
         wide = [a for a in known if not is_circuit(a) and (ip := ip_of(a)) and scope_of(ip) is Scope.GLOBAL]
         for address in wide[:2]:
             with trio.move_on_after(REVERSE_S):

@@ -28,7 +28,7 @@ from . import patches
 from .buckets import Allowance, Buckets
 from .connections import Connections, is_frozen
 from .identity import Peer, RegistryView, identify, parse_peer_id
-from .reach_addresses import ip_of, is_circuit, is_loopback, plain, port_of
+from .reach_addresses import ip_of, is_circuit, is_loopback, plain, port_of, texts_of
 from .relay_transport import CircuitTransport
 from .scores import Fault, Scores
 from .stream import BROKEN, FramedStream, M
@@ -158,7 +158,7 @@ class Host:
         async with self._dialling.setdefault(peer_id, trio.Lock()):
             try:
                 if not self.is_connected(peer):
-                    await self._dial(peer_id, addresses or [str(a) for a in self._known_addresses(peer_id)])
+                    await self._dial(peer_id, addresses or self._known_addresses(peer_id))
                     if self.on_circuit is not None and not self.connections.is_direct(peer):
                         await self.on_circuit(self.peer(peer_id))
             finally:
@@ -292,9 +292,9 @@ class Host:
                 return
         raise OpenLoraError(ErrorCode.NODE_LOST, "no address of the peer answered as the peer")
 
-    def _known_addresses(self, peer: ID) -> list[Multiaddr]:
+    def _known_addresses(self, peer: ID) -> tuple[str, ...]:
         store = self.inner.get_peerstore()
-        return list(store.addrs(peer)) if peer in store.peers_with_addrs() else []
+        return texts_of(store.addrs(peer)) if peer in store.peers_with_addrs() else ()
 
     def _forget_strangers(self) -> None:
         """libp2p remembers every peer that it ever saw."""

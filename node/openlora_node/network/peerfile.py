@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -27,7 +27,7 @@ class KnownPeer(msgspec.Struct, frozen=True):
 
 @dataclass(frozen=True)
 class PeerFile:
-    """A JSON list of peers, newest first. What does not parse counts as empty: it is a cache."""
+    """A JSON list of peers, newest first. What does not parse is left out: it is a cache."""
 
     path: Path
 
@@ -36,9 +36,10 @@ class PeerFile:
         try:
             with self.path.open("rb") as file:
                 data = file.read(MAX_FILE_BYTES + 1)
-            return tuple(msgspec.json.decode(data, type=list[KnownPeer])[:MAX_PEERS])
+            entries = msgspec.json.decode(data, type=list[msgspec.Raw])
         except (OSError, msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
             return ()
+        return tuple(_known(entries))[:MAX_PEERS]
 
     def merge(self, seen: Iterable[KnownPeer]) -> None:
         """Remember `seen` as well; the longest unseen are forgotten. A disk that refuses is no reason to stop."""
@@ -52,3 +53,9 @@ class PeerFile:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(msgspec.json.encode(peers))
             partial.replace(self.path)
+
+
+def _known(entries: Iterable[msgspec.Raw]) -> Iterator[KnownPeer]:
+    for entry in entries:
+        with contextlib.suppress(msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
+            yield msgspec.json.decode(entry, type=KnownPeer)

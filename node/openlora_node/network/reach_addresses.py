@@ -14,6 +14,8 @@ from enum import IntEnum
 CIRCUIT = "/p2p-circuit"
 MAX_CLAIMS = 8
 MAX_ADDRESS_CHARACTERS = 256
+MAX_KNOWN = 64
+"""Addresses of one peer that are looked at."""
 
 
 class Scope(IntEnum):
@@ -36,6 +38,21 @@ class Circuit:
 
     def __str__(self) -> str:
         return f"{self.relay_address}/p2p/{self.relay}{CIRCUIT}" + (f"/p2p/{self.target}" if self.target else "")
+
+
+def texts_of(addresses: Iterable[object], most: int = MAX_KNOWN) -> tuple[str, ...]:
+    """Multiaddrs as text, without those that are none: libp2p keeps whatever bytes a peer calls an address."""
+    found: list[str] = []
+    for address in addresses:
+        try:
+            text = str(address)
+        except Exception:  # noqa: BLE001, S112 - a stranger's bytes: each codec of multiaddr raises what it likes
+            continue
+        if len(text) <= MAX_ADDRESS_CHARACTERS:
+            found.append(text)
+            if len(found) == most:
+                break
+    return tuple(found)
 
 
 def normal_ip(text: str) -> str:

@@ -15,6 +15,7 @@ from libp2p.kad_dht.provider_store import ProviderRecord
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.records.utils import InvalidRecordType
+from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from openlora_node.network import directory as directory_module
 from openlora_node.network.adverts import read_advert
@@ -90,6 +91,54 @@ def test_providers_are_asked_of_others_and_not_of_the_own_cache() -> None:
             a.directory._table.provider_store.providers[key] = {"x": ProviderRecord(gone)}
             assert await a.directory.providers(BASE) == ()
             assert list(a.directory._table.provider_store.providers[key]) == ["x"], "others may still ask for it"
+
+    run(test)
+
+
+NO_ADDRESS = Multiaddr(b"\n\x00")
+"""Made of bytes that no codec reads: its text raises."""
+IDENTIFY_PUSH = "/ipfs/id/push/1.0.0"
+
+
+def test_an_address_that_is_none_in_an_answer_is_left_out() -> None:
+    async def test() -> None:
+        async with members(2, Registry()) as (a, b):
+            await joined([a, b])
+            key = bytes.fromhex(provider_key(BASE))
+            good = Multiaddr("/ip4/127.0.0.1/tcp/9")
+            gone = PeerInfo(ID.from_base58(peer_id_of(fresh_secret())), [NO_ADDRESS, good])
+            b.directory._table.provider_store.add_provider(key, gone)
+            assert dict(await a.directory.providers(BASE)) == {gone.peer_id.to_base58(): (str(good),)}
+            await a.directory.find(BASE)
+
+    run(test)
+
+
+def test_an_address_that_is_none_pushed_by_a_stranger_ends_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One identify push of five bytes ended the host at the next writing of peers."""
+    monkeypatch.setattr(directory_module, "SAVE_INTERVAL_S", 0.1)
+
+    async def test() -> None:
+        file = PeerFile(tmp_path / "peers.json")
+        async with (
+            members(1, Registry(), peers_file=file.path) as (victim,),
+            members(2, Registry()) as (stranger, other),
+        ):
+            for each in (stranger, other):
+                await connect(each.host, victim.host)
+            stream = await stranger.host.inner.new_stream(ID.from_base58(victim.host.id), [TProtocol(IDENTIFY_PUSH)])
+            await stream.write(b"\x04\x12\x02\n\x00")
+            await stream.close()
+            store = victim.host.inner.get_peerstore()
+            peer = ID.from_base58(stranger.host.id)
+            await until(lambda: NO_ADDRESS in store.addrs(peer))
+            file.path.unlink(missing_ok=True)
+            await until(file.path.exists)
+            assert victim.host.is_connected(other.host.id)
+            victim.host.drop(stranger.host.id)
+            await victim.host.connect(stranger.host.id, stranger.host.addresses())
 
     run(test)
 

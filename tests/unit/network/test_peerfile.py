@@ -38,6 +38,14 @@ def test_a_file_of_garbage_counts_as_empty_and_is_replaced(tmp_path: Path, data:
     assert len(file.read()) == 3
 
 
+def test_one_bad_entry_costs_no_other(tmp_path: Path) -> None:
+    file = PeerFile(tmp_path / "peers.json")
+    file.merge([*peers(0, 3), KnownPeer("long", ("/dns4/" + 300 * "x" + "/tcp/1",), 9)])
+    assert {known.peer for known in file.read()} == {"peer0", "peer1", "peer2"}
+    file.merge(peers(3, 4))
+    assert len(file.read()) == 4
+
+
 @given(data=st.binary(max_size=200))
 def test_no_bytes_raise(data: bytes, tmp_path_factory: pytest.TempPathFactory) -> None:
     file = PeerFile(tmp_path_factory.mktemp("peers") / "peers.json")
