@@ -54,6 +54,11 @@ def totals(ledgers: list[Ledger]) -> dict[LedgerKey, tuple[int, int]]:
     return {ledger.key: (ledger.tally.tokens, ledger.fee) for ledger in ledgers if ledger.tally.tokens}
 
 
+def vouchered(ledgers: list[Ledger]) -> dict[LedgerKey, int]:
+    """Ledger → wei that its newest voucher is worth."""
+    return {ledger.key: ledger.voucher_value for ledger in ledgers}
+
+
 async def books_agree(place: Village, seconds: float = 120.0) -> None:
     """Wait until payer and nodes have the same receipts, and nobody owes anybody."""
 
@@ -90,8 +95,9 @@ async def killed_before_its_first_token(place: Village) -> None:
 
 
 async def killed_in_mid_stream(place: Village) -> None:
-    """The stream ends with NODE_LOST; no receipt, nothing paid beyond the vouchers given."""
+    """The stream ends with NODE_LOST; no receipt, and the vouchers given are all that the node can redeem."""
     before = totals(place.payer_ledgers())
+    paid = vouchered(place.payer_ledgers())
     frozen: list[int] = []
     async with place.client() as client:
         stream = await client.chat.completions.create(
@@ -106,6 +112,12 @@ async def killed_in_mid_stream(place: Village) -> None:
                     await victim.kill()
     assert "NODE_LOST" in str(error.value.body) + str(error.value)
     assert totals(place.payer_ledgers()) == before
+    given = vouchered(place.payer_ledgers())
+    held = vouchered(victim.ledgers())
+    assert all(held[key] <= given[key] for key in held), "a node holds no voucher that the payer does not know of"
+    (lost, *_) = (await place.spend())["requests"]
+    assert (lost["node"], lost["receipt"]) == (f"0x{victim.node.hex()}", None)
+    assert sum(given.values()) - sum(paid.values()) == int(lost["wei"]) > 0, "what was signed is what the history tells"
     await victim.start()
     await books_agree(place)
 
@@ -170,9 +182,30 @@ async def the_payer_dies_too(place: Village) -> None:
     await books_agree(place)
 
 
+async def the_payers_clock_is_wrong(place: Village) -> None:
+    """A hundred seconds ahead: nodes refuse what it signs, with the reason, and nothing is charged.
+
+    Set right again it does not start at once: its journal is ahead of the clock.
+    """
+    before = totals(place.payer_ledgers())
+    await place.kill_gateway()
+    await place.start_gateway(skew_s=100)
+    async with place.client() as client:
+        with pytest.raises(APIError) as error:
+            await ask(client)
+    assert error.value.code == "NOT_YET_VALID", error.value.body
+    await place.kill_gateway()
+    with pytest.raises(AssertionError, match="set the clock: the journal holds entries"):
+        await place.start_gateway()
+    place.gateway = None
+    assert totals(place.payer_ledgers()) == before
+    await books_agree(place)
+
+
 async def the_chain_pays_what_the_journals_hold(place: Village) -> None:
     """The payer begins to take its escrow out: both nodes redeem at once, and the chain has paid what was vouchered."""
-    await place.kill_gateway()
+    if place.gateway is not None:
+        await place.kill_gateway()
     for operator in place.operators:
         await place.world.send(PAYER, place.world.settlement.thaw(operator.node, 1))
     for operator in place.operators:
@@ -203,6 +236,7 @@ async def test_two_operators_and_a_payer_through_a_bad_day(tmp_path: Path) -> No
             two_hundred_at_once,
             traffic_while_a_node_dies_again_and_again,
             the_payer_dies_too,
+            the_payers_clock_is_wrong,
             the_chain_pays_what_the_journals_hold,
         ):
             await scene(place)

@@ -139,13 +139,16 @@ class Village:
         ):
             return await answer.json()  # type: ignore[no-any-return]
 
-    async def start_gateway(self) -> None:
-        """Run the gateway until it knows the nodes."""
+    async def start_gateway(self, skew_s: int = 0) -> None:
+        """Run the gateway until it knows the nodes; its clock is wrong by `skew_s`."""
         log = self.folder / "gateway.log"
+        environment = {key: value for key, value in os.environ.items() if not key.startswith("OPENLORA_")}
+        if skew_s:
+            environment |= {"PYTHONPATH": str(Path(__file__).parent / "skew"), "CLOCK_SKEW_S": str(skew_s)}
         with log.open("ab") as out:
             self.gateway = await asyncio.create_subprocess_exec(
                 *COMMAND, "gateway", "--config", str(self.folder / "gateway.yaml"), stdout=out, stderr=out,
-                env={key: value for key, value in os.environ.items() if not key.startswith("OPENLORA_")},
+                env=environment,
             )  # fmt: skip
 
         async def ready() -> bool:
@@ -170,32 +173,47 @@ class Village:
 @asynccontextmanager
 async def village(folder: Path) -> AsyncIterator[Village]:
     """A devnet, two nodes with tiny engines, a gateway; all ready."""
-    model = tiny_model(folder / "model")
     with running_devnet(folder / "chain") as (url, deployment):
-        async with Rpc([url]) as rpc, AsyncExitStack() as stack:
-            world = ChainWorld(rpc, load_deployment(deployment))
-            operators = []
-            for name in ("left", "right"):
-                operator = Operator(await _registered(folder / name, name, url, deployment, model, world))
-                stack.push_async_callback(lambda operator=operator: operator.stack.aclose())
-                operators.append(operator)
-            await asyncio.gather(*(operator.start() for operator in operators))
-            place = Village(world, operators, folder, f"http://127.0.0.1:{free_port()}")
-            base = (await operators[0].running.ask("/status"))["base"]
-            parse_artifact_id(base)
-            await _write_gateway(place, url, deployment, model, base)
-            await place.start_gateway()
-            try:
-                yield place
-            finally:
-                if place.gateway is not None:
-                    await place.kill_gateway()
+        async with Rpc([url]) as rpc, village_on(folder, url, deployment, rpc) as place:
+            yield place
 
 
-async def _registered(root: Path, name: str, url: str, deployment: Path, model: Path, world: ChainWorld) -> NodeHome:
+@asynccontextmanager
+async def village_on(
+    folder: Path, url: str, deployment: Path, rpc: Rpc, *, confirmations: int = 0
+) -> AsyncIterator[Village]:
+    """The same on a chain that runs already: nodes and gateway reach it by `url`, the test by `rpc`."""
+    model = tiny_model(folder / "model")
+    async with AsyncExitStack() as stack:
+        world = ChainWorld(rpc, load_deployment(deployment))
+        chain = {
+            "rpc_urls": [url], "deployment_file": str(deployment), "confirmations": confirmations,
+            "poll_interval": "200ms",
+        }  # fmt: skip
+        operators = []
+        for name in ("left", "right"):
+            operator = Operator(await _registered(folder / name, name, url, deployment, model, world, chain))
+            stack.push_async_callback(lambda operator=operator: operator.stack.aclose())
+            operators.append(operator)
+        await asyncio.gather(*(operator.start() for operator in operators))
+        place = Village(world, operators, folder, f"http://127.0.0.1:{free_port()}")
+        base = (await operators[0].running.ask("/status"))["base"]
+        parse_artifact_id(base)
+        await _write_gateway(place, model, base, chain)
+        await place.start_gateway()
+        try:
+            yield place
+        finally:
+            if place.gateway is not None:
+                await place.kill_gateway()
+
+
+async def _registered(
+    root: Path, name: str, url: str, deployment: Path, model: Path, world: ChainWorld, chain: dict[str, Any]
+) -> NodeHome:
     listen = f"/ip4/127.0.0.1/tcp/{free_port()}"
     home = await NodeHome.make(
-        root, name, url, deployment,
+        root, name, url, deployment, chain=chain,
         network={"listen": [listen], "announce": [listen]},
         engine={"spawn": True, "model": str(model), "host_cache": "16MiB", "grace": "5s"},
         limits=WIDE,
@@ -206,7 +224,7 @@ async def _registered(root: Path, name: str, url: str, deployment: Path, model: 
     return home
 
 
-async def _write_gateway(place: Village, url: str, deployment: Path, model: Path, base: str) -> None:
+async def _write_gateway(place: Village, model: Path, base: str, chain: dict[str, Any]) -> None:
     keys = place.folder / "payer"
     keys.mkdir(mode=0o700)
     (keys / "password").write_text("opensesame\n")
@@ -217,9 +235,7 @@ async def _write_gateway(place: Village, url: str, deployment: Path, model: Path
     settings = {
         "node": {"data_dir": str(place.folder / "gateway")},
         "keys": {"keystore_file": str(keys / "payer.json"), "password_file": str(keys / "password")},
-        "chain": {
-            "rpc_urls": [url], "deployment_file": str(deployment), "confirmations": 0, "poll_interval": "200ms",
-        },
+        "chain": chain,
         "network": {"listen": ["/ip4/127.0.0.1/tcp/0"], "relay": "off"},
         "gateway": {
             "listen": place.gateway_url.removeprefix("http://"), "names_file": str(names),

@@ -127,7 +127,7 @@ async def access_is_taken_and_given_back(node: NodeProcess, world: ChainWorld, p
 
 
 async def until_refused_with(code: str, payer: HttpPayer, good: Asked) -> None:
-    """Wait until the node has heard of the policy: the request asked with is over its escrow, if nothing else is wrong."""
+    """Wait until the node has heard of the policy. What is asked for is over the escrow, if nothing else is wrong."""
     deadline = time.monotonic() + 30
     while (found := await refusal(payer, again(payer, good, max_fee=2 * 10**18)))[1] != code:
         assert time.monotonic() < deadline, found
