@@ -8,9 +8,11 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+import msgspec
 from aiohttp import web
 
 from ..protocol.errors import ErrorCode, OpenLoraError
+from .bodies import Bodies
 
 logger = logging.getLogger(__name__)
 
@@ -62,20 +64,14 @@ async def errors_as_json(request: web.Request, handler: Handler) -> web.StreamRe
         return error_answer(OpenLoraError(ErrorCode.INTERNAL))
 
 
-async def json_body(request: web.Request, timeout_s: float) -> dict[str, Any]:
-    """The request's JSON object; an empty body is an empty one. Raises MALFORMED, FRAME_TOO_LARGE."""
-    try:
-        async with asyncio.timeout(timeout_s):
-            data = await request.read()
-    except TimeoutError:
-        raise OpenLoraError(ErrorCode.MALFORMED, "the body took too long to arrive: send it again") from None
-    except web.HTTPRequestEntityTooLarge:
-        raise OpenLoraError(ErrorCode.FRAME_TOO_LARGE, "the body is larger than this door takes") from None
+async def json_body(request: web.Request, bodies: Bodies) -> dict[str, Any]:
+    """The request's JSON object; an empty body is an empty one. Raises as `Bodies.read`, and MALFORMED."""
+    data = await bodies.read(request)
     if not data:
         return {}
     try:
-        body = json.loads(data)
-    except (ValueError, RecursionError):
+        body = msgspec.json.decode(data)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise OpenLoraError(ErrorCode.MALFORMED, "the body is not JSON") from None
     if not isinstance(body, dict):
         raise OpenLoraError(ErrorCode.MALFORMED, "the body is a JSON object")

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from .answers import Handler, errors_as_json, json_answer, json_body
+from .bodies import Bodies
 
 MAX_BODY_BYTES = 64 << 10
 BODY_TIMEOUT_S = 10.0
@@ -33,15 +34,16 @@ class Command:
 
 def control_app(commands: Iterable[Command]) -> web.Application:
     """The application that answers them."""
-    app = web.Application(middlewares=[errors_as_json], client_max_size=MAX_BODY_BYTES)
+    app = web.Application(middlewares=[errors_as_json])
+    bodies = Bodies(MAX_BODY_BYTES, BODY_TIMEOUT_S)
     for command in commands:
-        app.router.add_route(command.method, command.path, _handler(command.run))
+        app.router.add_route(command.method, command.path, _handler(command.run, bodies))
     return app
 
 
-def _handler(run: Run) -> Handler:
+def _handler(run: Run, bodies: Bodies) -> Handler:
     async def handle(request: web.Request) -> web.StreamResponse:
-        given = dict(request.query) if request.method == "GET" else await json_body(request, BODY_TIMEOUT_S)
+        given = dict(request.query) if request.method == "GET" else await json_body(request, bodies)
         return json_answer(await run({**given, **request.match_info}))
 
     return handle

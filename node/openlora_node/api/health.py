@@ -8,6 +8,7 @@ from aiohttp import web
 
 from ..protocol.health import Level, ServiceHealth
 from .answers import Handler, errors_as_json, json_answer
+from .hosts import is_address
 
 Services = Callable[[], Sequence[ServiceHealth]]
 
@@ -50,7 +51,6 @@ def health_app(services: Services, essential: frozenset[str]) -> web.Application
 @web.middleware
 async def only_local(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Refuse a Host that is not this machine's: a web page must not reach a loopback door by a name of its own."""
-    name = request.host.rpartition(":")[0] if not request.host.endswith("]") and ":" in request.host else request.host
-    if name.strip("[]") not in {"localhost", "127.0.0.1", "::1"} and not name.startswith("127."):
+    if not is_address(request.host):
         raise web.HTTPForbidden
     return await handler(request)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import socket
 import ssl
@@ -13,8 +14,10 @@ from aiohttp import web
 
 from ..config.endpoints import HostPort
 from ..protocol.errors import ErrorCode, OpenLoraError
+from .answers import error_body
 
 BACKLOG = 128
+MAX_CONNECTIONS = 512
 KEEPALIVE_S = 75.0
 SHUTDOWN_S = 2.0
 
@@ -22,8 +25,9 @@ SHUTDOWN_S = 2.0
 class Listener:
     """One application behind one address. `address` is where it listens, with the port that it got."""
 
-    def __init__(self, runner: web.AppRunner, address: str) -> None:
+    def __init__(self, runner: web.AppRunner, address: str, server: asyncio.Server | None = None) -> None:
         self._runner = runner
+        self._server = server
         self.address = address
 
     def __repr__(self) -> str:
@@ -31,7 +35,24 @@ class Listener:
 
     async def close(self) -> None:
         """Take no more connections, give those at work two seconds, close."""
+        if self._server is not None:
+            self._server.close()
         await self._runner.cleanup()
+
+
+class Full(asyncio.Protocol):
+    """What answers when as many connections are open as allowed: a refusal in HTTP, then the end."""
+
+    def __init__(self, body: bytes | None = None) -> None:
+        busy = OpenLoraError(ErrorCode.BUSY, "too many connections are open: close some")
+        self._body = json.dumps(error_body(busy)).encode() if body is None else body
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Refuse and close."""
+        assert isinstance(transport, asyncio.WriteTransport)
+        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
+        transport.write(f"{head}Content-Length: {len(self._body)}\r\nConnection: close\r\n\r\n".encode() + self._body)
+        transport.close()
 
 
 async def listen_unix(app: web.Application, path: Path) -> Listener:
@@ -53,19 +74,33 @@ async def listen_unix(app: web.Application, path: Path) -> Listener:
 
 
 async def listen_tcp(
-    app: web.Application, place: HostPort, tls: ssl.SSLContext | None = None, *, cancels: bool = False
+    app: web.Application,
+    place: HostPort,
+    tls: ssl.SSLContext | None = None,
+    *,
+    cancels: bool = False,
+    max_connections: int = MAX_CONNECTIONS,
 ) -> Listener:
     """Listen on a port; with `cancels` a client that leaves ends its handler. Raises CONFIG_INVALID."""
     runner = await _runner(app, cancels=cancels)
+    serve = runner.server
+    assert serve is not None
+
+    def connection() -> asyncio.BaseProtocol:
+        return Full() if len(serve.connections) >= max_connections else serve()
+
     try:
-        await web.TCPSite(runner, place.host, place.port, ssl_context=tls, backlog=BACKLOG).start()
+        server = await asyncio.get_running_loop().create_server(
+            connection, place.host, place.port, ssl=tls, backlog=BACKLOG
+        )
     except OSError:
         await runner.cleanup()
         raise OpenLoraError(
             ErrorCode.CONFIG_INVALID, f"{place} cannot be listened on: another program has it, or it is not ours"
         ) from None
-    host, port = runner.addresses[0][:2]
-    return Listener(runner, f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}")
+    host, port = server.sockets[0].getsockname()[:2]
+    url = f"{'https' if tls else 'http'}://{f'[{host}]' if ':' in host else host}:{port}"
+    return Listener(runner, url, server)
 
 
 def tls_context(certificate: Path, key: Path) -> ssl.SSLContext:

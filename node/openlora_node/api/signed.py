@@ -7,7 +7,6 @@ what the stream protocol would carry, and serving answers it.
 from __future__ import annotations
 
 import asyncio
-import ipaddress
 import json
 import logging
 from collections.abc import Awaitable, Callable, Sequence
@@ -24,6 +23,8 @@ from ..protocol.messages import AskQuote, Infer, InferMessage
 from ..protocol.pipeline import Pipeline
 from ..protocol.structs import AccountQuery, Quote, Receipt, Request, Voucher
 from .answers import error_body, errors_as_json, json_answer, json_body
+from .bodies import Bodies
+from .hosts import site_of
 from .meters import Handle
 
 MAX_STREAMS = 256
@@ -94,13 +95,13 @@ class SignedDoor:
         self.handle: Handle | None = None
         self.accounts: Accounts | None = None
         self._max_body = max_body
-        self._body_timeout_s = body_timeout_s
+        self._bodies = Bodies(2 * max_body + OVERHEAD_BYTES, body_timeout_s)
         self._behind_proxy = behind_proxy
         self._free = max_streams
 
     def app(self) -> web.Application:
         """The application that serves them."""
-        app = web.Application(middlewares=[errors_as_json], client_max_size=2 * self._max_body + OVERHEAD_BYTES)
+        app = web.Application(middlewares=[errors_as_json])
         app.router.add_post("/v1/quote", self._quote)
         app.router.add_post("/v1/signed", self._signed)
         app.router.add_post("/v1/voucher", self._voucher)
@@ -108,7 +109,7 @@ class SignedDoor:
         return app
 
     async def _quote(self, request: web.Request) -> web.StreamResponse:
-        handle, given = self._open(self.handle), await json_body(request, self._body_timeout_s)
+        handle, given = self._open(self.handle), await json_body(request, self._bodies)
         ask = AskQuote(id=ID, payer=_address(given), pipeline=Pipeline.from_json(given.get("pipeline")).pack())
         answers: list[InferMessage] = []
 
@@ -120,7 +121,7 @@ class SignedDoor:
         return json_answer({"quote": Signed.unpack(Quote, quote.quote).to_json()})
 
     async def _signed(self, request: web.Request) -> web.StreamResponse:
-        handle, given = self._open(self.handle), await json_body(request, self._body_timeout_s)
+        handle, given = self._open(self.handle), await json_body(request, self._bodies)
         first = _infer(given, self._max_body)
         if self._free <= 0:
             raise OpenLoraError(ErrorCode.BUSY, retry_after_ms=1000)
@@ -153,13 +154,13 @@ class SignedDoor:
         return response
 
     async def _voucher(self, request: web.Request) -> web.StreamResponse:
-        accounts, given = self._open(self.accounts), await json_body(request, self._body_timeout_s)
+        accounts, given = self._open(self.accounts), await json_body(request, self._bodies)
         voucher = Signed.from_json(Voucher, given.get("voucher"))
         reply = await accounts.voucher(messages.PutVoucher(voucher=voucher.pack()))
         return json_answer({"voucher": Signed.unpack(Voucher, reply.voucher).to_json()})
 
     async def _account(self, request: web.Request) -> web.StreamResponse:
-        accounts, given = self._open(self.accounts), await json_body(request, self._body_timeout_s)
+        accounts, given = self._open(self.accounts), await json_body(request, self._bodies)
         query = Signed.from_json(AccountQuery, given.get("query"))
         return json_answer(account_json(await accounts.account(messages.GetAccount(query=query.pack()))))
 
@@ -169,14 +170,11 @@ class SignedDoor:
         return room
 
     def _ip(self, request: web.Request) -> str | None:
-        """Who asks: behind a proxy the last address that it noted."""
+        """Who asks: behind a proxy the last address that it noted. Lines before the last are the client's own."""
         text = request.remote or ""
-        if self._behind_proxy and (forwarded := request.headers.get("X-Forwarded-For")):
-            text = forwarded.rpartition(",")[2].strip()
-        try:
-            return str(ipaddress.ip_address(text))
-        except ValueError:
-            return None
+        if self._behind_proxy and (forwarded := request.headers.getall("X-Forwarded-For", [])):
+            text = forwarded[-1].rpartition(",")[2].strip()
+        return site_of(text)
 
 
 def _infer(given: dict[str, Any], max_body: int) -> Infer:

@@ -11,6 +11,7 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Middleware
 
+from ..api.listeners import Full
 from ..config.endpoints import HostPort
 from ..openai import error_body, retry_after
 from ..protocol.errors import ErrorCode, OpenLoraError
@@ -96,18 +97,6 @@ def read_text(path: Path) -> str | None:
         return None
 
 
-class Full(asyncio.Protocol):
-    """What answers when as many connections are open as allowed."""
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Refuse in HTTP and close."""
-        assert isinstance(transport, asyncio.WriteTransport)
-        body = error_body(OpenLoraError(ErrorCode.BUSY, "too many connections are open: close some"))
-        head = "HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\nRetry-After: 1\r\n"
-        transport.write(f"{head}Content-Length: {len(body)}\r\nConnection: close\r\n\r\n".encode() + body)
-        transport.close()
-
-
 class Listening:
     """An application behind a port."""
 
@@ -136,8 +125,10 @@ async def listen(app: web.Application, place: HostPort, *, max_connections: int 
     serve = runner.server
     assert serve is not None
 
+    full = error_body(OpenLoraError(ErrorCode.BUSY, "too many connections are open: close some"))
+
     def connection() -> asyncio.BaseProtocol:
-        return Full() if len(serve.connections) >= max_connections else serve()
+        return Full(full) if len(serve.connections) >= max_connections else serve()
 
     try:
         server = await asyncio.get_running_loop().create_server(connection, place.host, place.port, backlog=BACKLOG)

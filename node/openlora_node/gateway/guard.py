@@ -7,13 +7,13 @@ Host, and the page as Origin. Addresses and localhost cannot be rebound.
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import secrets
 import stat
 from collections.abc import Mapping
 from pathlib import Path
 
+from ..api.hosts import is_address
 from ..protocol.errors import ErrorCode, OpenLoraError
 
 TOKEN_FILE = "token"  # noqa: S105 - its name
@@ -37,7 +37,7 @@ class Guard:
     def check(self, path: str, headers: Mapping[str, str]) -> None:
         """Raises FORBIDDEN for a foreign Host or Origin, UNAUTHORIZED without the token."""
         host, origin = headers.get("Host"), headers.get("Origin")
-        if host is not None and not self._any_host and not _is_local(host):
+        if host is not None and not self._any_host and not is_address(host):
             raise OpenLoraError(ErrorCode.FORBIDDEN, "the Host header names another server: call 127.0.0.1")
         if origin is not None and origin.lower().partition("://")[2] != (host or "").lower():
             raise OpenLoraError(ErrorCode.FORBIDDEN, "web pages may not call this server: it can spend")
@@ -84,15 +84,3 @@ def read_token(path: Path) -> str:
     if len(token) < 16 or not token.isprintable():
         raise OpenLoraError(ErrorCode.KEY_FAILED, "the gateway's token file holds no token: delete it and start again")
     return token
-
-
-def _is_local(host: str) -> bool:
-    name = host.strip().lower()
-    name = name[1:].partition("]")[0] if name.startswith("[") else name.partition(":")[0]
-    if name == "localhost":
-        return True
-    try:
-        ipaddress.ip_address(name)
-    except ValueError:
-        return False
-    return True

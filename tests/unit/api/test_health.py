@@ -52,6 +52,10 @@ async def test_the_doors_answer_with_every_service_and_only_to_local_names() -> 
             body = await answer.json()
         assert body["ready"] is False
         assert body["services"][0] == {"name": "engine", "level": "down", "since": 5, "reason": "it crashed"}
-        async with session.get("/readyz", headers={"Host": "evil.example:9470"}) as answer:
-            assert answer.status == 403
+        for foreign in ("evil.example:9470", "127.evil.example", "127.0.0.1.evil.example", "[::1].evil.example:1"):
+            async with session.get("/readyz", headers={"Host": foreign}) as answer:
+                assert answer.status == 403, foreign
+        for local in ("localhost:1", "127.0.0.1", "[::1]:9470"):
+            async with session.get("/readyz", headers={"Host": local}) as answer:
+                assert answer.status == 503, local
     await listener.close()

@@ -10,6 +10,7 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
+from multidict import CIMultiDict
 
 from openlora_node.api import signed as door_module
 from openlora_node.api.listeners import listen_tcp
@@ -267,6 +268,56 @@ async def test_bad_requests_get_their_code(
         assert json.loads(text)["error"]["code"] == code
     assert not world.seen
     assert "hunter22" not in text
+
+
+async def test_behind_a_proxy_the_last_address_counts_whoever_wrote_the_others(
+    client: aiohttp.ClientSession, world: World
+) -> None:
+    lines_of = [("X-Forwarded-For", "6.6.6.6"), ("X-Forwarded-For", "7.7.7.7, 8.8.8.8")]
+    async with client.post("/v1/signed", json=GOOD, headers=CIMultiDict(lines_of)) as answer:
+        await answer.read()
+    async with client.post("/v1/signed", json=GOOD, headers={"X-Forwarded-For": "2001:db8::1:2:3:4"}) as answer:
+        await answer.read()
+    assert [inbound.remote_ip for inbound in world.seen] == ["8.8.8.8", "2001:db8::"], "a /64 is one customer"
+
+
+async def test_bodies_under_way_share_a_budget_and_are_not_compressed(world: World) -> None:
+    never = asyncio.Event()
+
+    async def slow() -> AsyncIterator[bytes]:
+        yield b" " * 60_000
+        await never.wait()
+
+    door = SignedDoor(1 << 16, 5.0, behind_proxy=False)
+    door.handle = world.handle
+    door._bodies._free = 100_000
+    listener = await listen_tcp(door.app(), HostPort("127.0.0.1", 0), cancels=True)
+    async with aiohttp.ClientSession(listener.address) as session:
+        first = asyncio.create_task(session.post("/v1/signed", data=slow()))
+        while door._bodies._free > 40_000:
+            await asyncio.sleep(0.01)
+        async with session.post("/v1/signed", data=b" " * 50_000) as answer:
+            assert (answer.status, (await answer.json())["error"]["code"]) == (503, "BUSY")
+        first.cancel()
+        while door._bodies._free < 100_000:
+            await asyncio.sleep(0.01)
+        async with session.post("/v1/signed", data=b"{}", headers={"Content-Encoding": "gzip"}) as answer:
+            assert (await answer.json())["error"]["code"] == "UNSUPPORTED"
+    await listener.close()
+
+
+async def test_more_connections_than_allowed_are_refused_in_http(door: SignedDoor) -> None:
+    listener = await listen_tcp(door.app(), HostPort("127.0.0.1", 0), max_connections=1)
+    host, port = listener.address.removeprefix("http://").split(":")
+    _, first = await asyncio.open_connection(host, int(port))
+    await asyncio.sleep(0.05)
+    reader, second = await asyncio.open_connection(host, int(port))
+    answer = await reader.read()
+    assert answer.startswith(b"HTTP/1.1 503")
+    assert b'"BUSY"' in answer
+    for writer in (first, second):
+        writer.close()
+    await listener.close()
 
 
 async def test_a_body_that_trickles_in_is_dropped(client: aiohttp.ClientSession) -> None:
