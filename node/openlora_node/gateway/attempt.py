@@ -46,6 +46,10 @@ class Order:
     max_tokens: int
     """Over all choices together."""
     choices: int = 1
+    longest_token: int = 1 << 16
+    """Characters that a token may stand for."""
+    logprobs: int = 0
+    """Log-probabilities asked for each token."""
 
 
 @dataclass(frozen=True)
@@ -120,7 +124,15 @@ class Attempt:
         self._timer: asyncio.Timeout | None = None
         self.lost = 0
         """What the vouchers of a request that was given up are worth at most, in wei."""
-        self.progress = Progress(prompt_tokens=order.prompt_tokens, max_tokens=order.max_tokens, choices=order.choices)
+        self._heard_at = 0.0
+        """When the node last did something for its money, by the loop's clock."""
+        self.progress = Progress(
+            prompt_tokens=order.prompt_tokens,
+            max_tokens=order.max_tokens,
+            choices=order.choices,
+            longest_token=order.longest_token,
+            logprobs=order.logprobs,
+        )
 
     def __repr__(self) -> str:
         return f"Attempt(node {self._offer.node.hex()[:8]}, {self.progress})"
@@ -188,19 +200,24 @@ class Attempt:
             voucher=ticket.opening.pack(),
         )
         await self._exchange.send(infer)
+        self._hear()
         if self._cancelled:
             self._exchange.cancel()
         while True:
             match message := await self._next():
                 case Accepted():
                     self.progress.accepted(message)
+                    self._hear()
                     await self._purse.accepted(ticket)
                     self._on_accepted()
                 case Tokens():
                     piece = self.progress.tokens(message)
+                    if piece.token_ids:
+                        self._hear()
                     self._purse.generated(ticket, self.progress.generated)
                     if not self._cancelled:
                         await deliver(piece)
+                        self._hear()  # a slow client is no fault of the node's
                 case Paused():
                     tokens, compute = self.progress.paused(message)
                     voucher = await self._purse.pay(ticket, Amounts(tokens, compute))
@@ -212,11 +229,19 @@ class Attempt:
                 case _:
                     raise OpenLoraError(ErrorCode.RECEIPT_INVALID, "the node sent a message that has no place here")
 
+    def _hear(self) -> None:
+        self._heard_at = asyncio.get_running_loop().time()
+
     async def _next(self) -> InferMessage:
-        """The next message. A node that is silent for too long is lost; one that was told to stop must soon."""
+        """The next message. A node that brings no token for too long is lost; one that was told to stop must soon.
+
+        Messages that bring none do not count: a node could hold a request open with them for ever.
+        """
         try:
             limit = SILENCE_S if self.progress.stage is Stage.ACCEPTED else ACCEPT_TIMEOUT_S
-            async with asyncio.timeout(AFTER_CANCEL_S if self._cancelled else limit) as self._timer:
+            if self._cancelled:
+                self._heard_at, limit = asyncio.get_running_loop().time(), AFTER_CANCEL_S
+            async with asyncio.timeout_at(self._heard_at + limit) as self._timer:
                 return await self._exchange.receive()
         except TimeoutError:
             raise OpenLoraError(ErrorCode.NODE_LOST, "the node fell silent") from None

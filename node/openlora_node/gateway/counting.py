@@ -36,6 +36,8 @@ class PromptCounter:
         tokenizer.no_padding()
         self._tokenizer = tokenizer
         self._template = template
+        self.longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
+        """Characters that a token stands for at most: byte-level vocabularies write a byte as a character."""
 
     async def count(self, body: Body) -> int:
         """The prompt's tokens over all its prompts, as an engine counts them. Raises BodyError MALFORMED, UNSUPPORTED.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import secrets
 from collections.abc import Awaitable, Callable
@@ -36,6 +37,24 @@ MAX_ROWS = 1_000
 logger = logging.getLogger(__name__)
 
 Health = Callable[[], Awaitable[list[ServiceHealth]]]
+
+
+class Kept:
+    """What came of each choice, for the texts that are kept; with no choices it keeps nothing."""
+
+    def __init__(self, choices: int) -> None:
+        self._texts: list[list[str]] = [[] for _ in range(choices)]
+        self.tokens: list[list[int]] = [[] for _ in range(choices)]
+
+    def add(self, piece: Piece) -> None:
+        """One more piece."""
+        if self._texts:
+            self._texts[piece.choice].append(piece.text)
+            self.tokens[piece.choice] += piece.token_ids
+
+    def outputs(self) -> list[str]:
+        """The text of each choice."""
+        return ["".join(texts) for texts in self._texts]
 
 
 class Endpoint:
@@ -93,16 +112,14 @@ class Endpoint:
 
     async def _whole(self, prepared: Prepared, answer: Answer) -> web.Response:
         whole = WholeResponse(self._envelope(prepared))
-        outputs = [""] * prepared.body.choices
-        tokens: list[list[int]] = [[] for _ in outputs]
+        kept = Kept(prepared.body.choices if self._texts is not None else 0)
         async for piece in answer:
             whole.add(piece.choice, piece.text, piece.token_ids, piece.logprobs)
-            outputs[piece.choice] += piece.text
-            tokens[piece.choice] += piece.token_ids
+            kept.add(piece)
         finished = _finished(answer)
         for choice, reason in enumerate(finish_reasons(finished, prepared.body.choices)):
             whole.finish(choice, reason)
-        await self._keep(prepared, finished, outputs, tokens)
+        await self._keep(prepared, finished, kept)
         facts = history.receipt_facts(finished.stored.digest, finished.receipt, finished.offer)
         return web.Response(body=whole.encode(facts), content_type="application/json", headers=fee_headers(facts))
 
@@ -113,16 +130,14 @@ class Endpoint:
         response = web.StreamResponse(headers=headers)
         await response.prepare(request)
         streamed = StreamedResponse(self._envelope(prepared))
-        outputs = [""] * prepared.body.choices
-        tokens: list[list[int]] = [[] for _ in outputs]
+        kept = Kept(prepared.body.choices if self._texts is not None else 0)
 
         async def send(data: bytes) -> None:
             async with asyncio.timeout(STALL_S):
                 await response.write(data)
 
         async def send_piece(piece: Piece) -> None:
-            outputs[piece.choice] += piece.text
-            tokens[piece.choice] += piece.token_ids
+            kept.add(piece)
             await send(streamed.chunk(piece.choice, piece.text, piece.token_ids, piece.logprobs))
 
         try:
@@ -130,21 +145,21 @@ class Endpoint:
                 await send_piece(first)
             async for piece in answer:
                 await send_piece(piece)
+            finished = _finished(answer)
+            await self._keep(prepared, finished, kept)
+            facts = history.receipt_facts(finished.stored.digest, finished.receipt, finished.offer)
+            reasons = finish_reasons(finished, prepared.body.choices)
+            for choice, reason in enumerate(reasons):
+                last = choice == len(reasons) - 1
+                await send(streamed.chunk(choice, "", finish_reason=reason, extra=facts if last else None))
+            if prepared.body.include_usage:
+                await send(streamed.usage(facts))
+            await send(DONE)
         except OpenLoraError as error:
-            await send(error_event(error))
-            return response
+            with contextlib.suppress(TimeoutError):
+                await send(error_event(error))
         except TimeoutError:
             raise ConnectionResetError("the client reads nothing") from None
-        finished = _finished(answer)
-        facts = history.receipt_facts(finished.stored.digest, finished.receipt, finished.offer)
-        reasons = finish_reasons(finished, prepared.body.choices)
-        for choice, reason in enumerate(reasons):
-            last = choice == len(reasons) - 1
-            await send(streamed.chunk(choice, "", finish_reason=reason, extra=facts if last else None))
-        if prepared.body.include_usage:
-            await send(streamed.usage(facts))
-        await send(DONE)
-        await self._keep(prepared, finished, outputs, tokens)
         return response
 
     async def quote(self, request: web.Request) -> web.Response:
@@ -232,13 +247,13 @@ class Endpoint:
             body, secrets.token_hex(12), self._payer.purse.clock(), body.model or prepared.label, prepared.prompt_tokens
         )
 
-    async def _keep(self, prepared: Prepared, finished: Finished, outputs: list[str], tokens: list[list[int]]) -> None:
+    async def _keep(self, prepared: Prepared, finished: Finished, kept: Kept) -> None:
         if self._texts is None:
             return
         asked = ("messages", "prompt")
         prompt: dict[str, Any] = {name: value for name, value in prepared.body.raw.items() if name in asked}
         try:
-            await asyncio.to_thread(self._texts.keep, finished.stored.digest, prompt, outputs, tokens)
+            await asyncio.to_thread(self._texts.keep, finished.stored.digest, prompt, kept.outputs(), kept.tokens)
         except OpenLoraError as error:
             logger.warning("%s", error.message)
 

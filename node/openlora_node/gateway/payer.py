@@ -17,7 +17,7 @@ from typing import Any
 from ..journal import EscrowSnapshot
 from ..network.routing import MAX_ATTEMPTS, Ask
 from ..openai import Body
-from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from ..protocol.errors import ErrorCode, OpenLoraError, PeerError, ProtocolError
 from ..protocol.pipeline import Pipeline
 from ..protocol.pricing import ComputeRates, max_fee
 from .answer import Answer
@@ -47,7 +47,7 @@ _OURS = frozenset(
     {ErrorCode.SPEND_CAP, ErrorCode.STORAGE_FULL, ErrorCode.STORAGE_READ_ONLY, ErrorCode.STORAGE_FAILED}
     | {ErrorCode.JOURNAL_CORRUPT, ErrorCode.TOO_MANY_NONCES}
 )
-"""What no other node mends."""
+"""What no other node mends, unless a node only says so."""
 
 logger = logging.getLogger(__name__)
 
@@ -220,7 +220,7 @@ class Payer:
         run.lost += run.attempt.lost if run.attempt else 0
         run.attempt = None
         self._report(node, error)
-        final = error.code in _OURS and not isinstance(error, TooDear)
+        final = error.code in _OURS and not isinstance(error, TooDear | PeerError)
         if started or run.left() or final or _is_the_requests(error, run.last):
             raise error
         run.last = error
@@ -284,6 +284,8 @@ class Payer:
                 prompt_tokens=prepared.prompt_tokens,
                 max_tokens=tokens * prepared.body.choices,
                 choices=prepared.body.choices,
+                longest_token=prepared.longest_token,
+                logprobs=prepared.body.logprobs_a_token,
             )
             run.answer.node = node
             run.attempt = Attempt(

@@ -28,6 +28,8 @@ class Prepared:
     terms: tuple[TermsLike, ...]
     label: str
     prompt_tokens: int
+    longest_token: int
+    """Characters that a token of the base stands for at most."""
 
     @property
     def adapters(self) -> frozenset[bytes]:
@@ -69,7 +71,8 @@ class Preparer:
         counter = await self._tokenizers.counter(base)
         by_id = {entry.artifact: entry for entry in terms}
         ordered = (by_id[base], *(by_id[adapter.id] for adapter in pipeline.adapters))
-        return Prepared(body, pipeline, ordered, self.label(pipeline), await counter.count(body))
+        count = await counter.count(body)
+        return Prepared(body, pipeline, ordered, self.label(pipeline), count, counter.longest_token)
 
     def label(self, pipeline: Pipeline) -> str:
         """The pipeline in names: base+adapter:0.7+adapter:0.3."""

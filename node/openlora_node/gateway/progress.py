@@ -32,13 +32,31 @@ class Piece:
     logprobs: bytes = b""
 
 
+LOGPROB_BYTES = 1024
+"""Of JSON for one token's log-probability, on average over a response."""
+MARGIN = 64
+"""Characters and bytes that a response may hold beyond what its tokens account for."""
+PAUSES = 4
+"""More pauses than tokens: each of the others needs a token that came after the one before."""
+
+
 class Progress:
     """What was asked, and what has come of it."""
 
-    def __init__(self, *, prompt_tokens: int, max_tokens: int, choices: int = 1) -> None:
-        """`max_tokens` bounds all choices together, as the request states it."""
+    def __init__(
+        self, *, prompt_tokens: int, max_tokens: int, choices: int = 1, longest_token: int = 1 << 16, logprobs: int = 0
+    ) -> None:
+        """`max_tokens` bounds all choices together, as the request states it.
+
+        `longest_token`: characters that a token stands for at most; `logprobs`: how many were asked for each token.
+        """
         self.prompt_tokens = prompt_tokens
         self.max_tokens = max_tokens
+        self._longest_token = longest_token
+        self._logprobs = logprobs
+        self._characters = 0
+        self._logprob_bytes = 0
+        self._pauses = 0
         self.stage = Stage.SENT
         self.ids: tuple[list[int], ...] = tuple([] for _ in range(choices))
 
@@ -77,12 +95,23 @@ class Progress:
         if self.generated + len(message.token_ids) > self.max_tokens:
             raise _refused("more tokens came than were asked for")
         ids.extend(message.token_ids)
+        self._characters += len(message.text)
+        self._logprob_bytes += len(message.logprobs)
+        if self._characters > self.generated * self._longest_token + MARGIN:
+            raise _refused("more text came than the tokens can stand for")
+        if message.logprobs and not self._logprobs:
+            raise _refused("log-probabilities came that were not asked for")
+        if self._logprob_bytes > self.generated * self._logprobs * LOGPROB_BYTES + MARGIN:
+            raise _refused("more log-probabilities came than were asked for")
         return Piece(message.choice, message.text, message.token_ids, message.logprobs)
 
     def paused(self, message: Paused) -> tuple[int, int]:
         """The node waits for a voucher: the cumulative tokens and compute that it asks for."""
         if self.stage is not Stage.ACCEPTED:
             raise _refused("the node paused what it had not accepted")
+        self._pauses += 1
+        if self._pauses > self.generated + PAUSES:
+            raise _refused("the node pauses again and again and brings nothing")
         return message.cumulative_tokens, int.from_bytes(message.cumulative_compute, "big")
 
     def done(self, message: Done) -> bytes:

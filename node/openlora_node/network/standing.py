@@ -55,6 +55,7 @@ OF_CODE = {
     ErrorCode.BUSY: Outcome.BUSY,
     ErrorCode.DRAINING: Outcome.BUSY,
     ErrorCode.RATE_LIMITED: Outcome.BUSY,
+    ErrorCode.TOO_MANY_NONCES: Outcome.BUSY,
     ErrorCode.ADAPTER_NOT_FOUND: Outcome.NO_ADAPTER,
     ErrorCode.NODE_LOST: Outcome.UNREACHABLE,
     ErrorCode.NOT_FOUND: Outcome.UNREACHABLE,

@@ -53,6 +53,13 @@ class Body:
     raw: dict[str, Any] = field(repr=False)
 
     @property
+    def logprobs_a_token(self) -> int:
+        """Log-probabilities asked for each token, the chosen one's among them; 0 for none."""
+        if not self.logprobs:
+            return 0
+        return 1 + int(self.raw.get("top_logprobs" if self.kind == "chat" else "logprobs") or 0)
+
+    @property
     def choices(self) -> int:
         """All choices of the response: each prompt gives `n`, numbered prompt by prompt."""
         return self.prompts * self.n
@@ -103,7 +110,10 @@ def parse_body(data: bytes, max_bytes: int, kind: Kind | None = None) -> Body:
     except msgspec.ValidationError as error:
         raise _invalid(str(error)) from None
     check(given)
-    raw = {name: msgspec.json.decode(value) for name, value in fields.items() if name in served}
+    try:
+        raw = {name: msgspec.json.decode(value) for name, value in fields.items() if name in served}
+    except msgspec.ValidationError as error:  # a number beyond any, where the shape takes every JSON value
+        raise _invalid(str(error)) from None
     return _body(kind, given, {name: value for name, value in raw.items() if value is not None})
 
 

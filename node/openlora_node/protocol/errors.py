@@ -125,6 +125,10 @@ class OpenLoraError(Exception):
         super().__init__(f"{code.value}: {self.message}")
 
 
+class PeerError(OpenLoraError):
+    """What the other side answered: code and words are its own claim, and say nothing of this machine."""
+
+
 class ProtocolError(OpenLoraError):
     """Bytes or values that break the protocol. Decoding untrusted input raises this and nothing else."""
 

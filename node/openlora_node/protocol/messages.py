@@ -13,7 +13,7 @@ from typing import Annotated, Generic, TypeVar, get_args
 import msgspec
 from msgspec import Meta
 
-from .errors import ErrorCode, OpenLoraError, ProtocolError
+from .errors import ErrorCode, OpenLoraError, PeerError, ProtocolError
 from .framing import encode_frame
 
 Hash32 = Annotated[bytes, Meta(min_length=32, max_length=32)]
@@ -29,6 +29,16 @@ TokenId = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", omit_defaults=True):
     """Base of all messages."""
+
+
+LOCAL = frozenset(
+    {ErrorCode.UNAUTHORIZED, ErrorCode.FORBIDDEN, ErrorCode.SPEND_CAP, ErrorCode.NO_NODE}
+    | {ErrorCode.CONFIG_INVALID, ErrorCode.CONFIG_SECRET, ErrorCode.KEY_FAILED, ErrorCode.CLOCK_WRONG}
+    | {ErrorCode.DATADIR_LOCKED, ErrorCode.DATADIR_UNSAFE}
+    | {ErrorCode.JOURNAL_TOO_NEW, ErrorCode.JOURNAL_MISMATCH, ErrorCode.JOURNAL_CORRUPT}
+    | {ErrorCode.STORAGE_FULL, ErrorCode.STORAGE_READ_ONLY, ErrorCode.STORAGE_FAILED}
+)
+"""Codes of the gateway's door and of a machine's own disk and keys: from another machine they are its own fault."""
 
 
 class ErrorReply(Message, frozen=True, kw_only=True, tag="error"):
@@ -52,11 +62,21 @@ class ErrorReply(Message, frozen=True, kw_only=True, tag="error"):
             alternatives=error.alternatives[:8],
         )
 
-    def error(self) -> OpenLoraError:
-        """The error that this reply carries, fit to be printed; a code unknown to this version becomes INTERNAL."""
+    def error(self) -> PeerError:
+        """The error that this reply carries, fit to be printed, its words marked as the other side's.
+
+        A code unknown to this version, or one that only speaks of the machine where it arose, becomes INTERNAL.
+        """
         code = ErrorCode[self.code] if self.code in ErrorCode.__members__ else ErrorCode.INTERNAL
+        if code in LOCAL:
+            code = ErrorCode.INTERNAL
         message = "".join(character if character.isprintable() else " " for character in self.message)
-        return OpenLoraError(code, message, retry_after_ms=self.retry_after_ms or None, alternatives=self.alternatives)
+        return PeerError(
+            code,
+            f"the node answers: {message}",
+            retry_after_ms=self.retry_after_ms or None,
+            alternatives=self.alternatives,
+        )
 
 
 # /openlora/infer/1: requests multiplexed by `id` (chosen by the payer) on one long-lived stream.

@@ -171,6 +171,36 @@ def test_what_has_no_place_is_refused(wrong: object, told: str) -> None:
     assert caught.value.code is ErrorCode.RECEIPT_INVALID
 
 
+def test_text_is_bounded_by_the_tokens_that_came() -> None:
+    made = progress(longest_token=10)
+    made.tokens(Tokens(id=1, choice=0, start=0, token_ids=(1,), text="x" * 74))  # the margin, once
+    with pytest.raises(OpenLoraError, match="more text came"):
+        made.tokens(Tokens(id=1, choice=0, start=1, token_ids=(2,), text="x" * 11))
+
+
+def test_log_probabilities_come_as_asked_for() -> None:
+    def piece(start: int, data: bytes) -> Tokens:
+        return Tokens(id=1, choice=0, start=start, token_ids=(1,), text="x", logprobs=data)
+
+    with pytest.raises(OpenLoraError, match="not asked for"):
+        progress().tokens(piece(0, b"[]"))
+    made = progress(logprobs=2)
+    made.tokens(piece(0, b"x" * 2048))
+    with pytest.raises(OpenLoraError, match="more log-probabilities"):
+        made.tokens(piece(1, b"x" * 2200))
+
+
+def test_a_node_cannot_pause_for_ever() -> None:
+    made = progress()
+    pause = Paused(id=1, cumulative_tokens=3, cumulative_compute=bytes(16))
+    for _ in range(4):
+        made.paused(pause)
+    made.tokens(tokens(0, 1))
+    made.paused(pause)
+    with pytest.raises(OpenLoraError, match="again and again"):
+        made.paused(pause)
+
+
 def test_nothing_comes_before_it_is_accepted() -> None:
     made = Progress(prompt_tokens=5, max_tokens=8)
     with pytest.raises(OpenLoraError, match="before"):

@@ -11,6 +11,7 @@ import pytest
 
 from openlora_node.gateway.purse import Caps
 from openlora_node.journal import LedgerKey, Reader, spending
+from openlora_node.protocol import messages
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.pricing import ComputeRates
 from openlora_node.protocol.structs import Quote, Receipt, ReceiptStatus
@@ -349,6 +350,17 @@ async def test_all_busy_passes_on_the_wait(tmp_path: Path) -> None:
             await w.ask()
         assert caught.value.code is ErrorCode.BUSY
         assert caught.value.retry_after_ms == 700
+
+
+@pytest.mark.parametrize("code", ["STORAGE_FULL", "SPEND_CAP", "JOURNAL_CORRUPT", "TOO_MANY_NONCES"])
+async def test_a_node_speaks_for_itself_alone(tmp_path: Path, code: str) -> None:
+    """What would end a request if it were said of this machine is one node's refusal, and another is asked."""
+    claim = messages.ErrorReply(code=code, message="visit http://evil.example").error()
+    async with world(tmp_path, Script(refuse=claim), Script()) as w:
+        _, answer = await w.ask()
+        assert answer.finished is not None
+        assert answer.finished.receipt.node == w.nodes[1].node
+        await balanced(w)
 
 
 async def test_two_nodes_that_refuse_alike_blame_the_request(tmp_path: Path) -> None:

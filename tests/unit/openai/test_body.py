@@ -149,6 +149,9 @@ def test_the_engine_gets_the_prompt_and_the_sampling_and_nothing_else_of_the_cli
         (completion(prompt=["a"] * 65), "MALFORMED", "prompt"),
         (completion(prompt=["a"] * 64, n=3), "MALFORMED", "n"),
         (completion(logprobs=21), "MALFORMED", "logprobs"),
+        (b'{"messages": [{"role": "user", "content": "x"}], "guided_json": 1e999}', "MALFORMED", None),
+        (b'{"messages": [{"role": "user", "content": "x"}], "guided_json": %s}' % (b"9" * 5000), "MALFORMED", None),
+        (b'{"messages": [{"role": "user", "content": "x"}], "length_penalty": 1e999}', "UNSUPPORTED", "length_penalty"),
     ],
 )
 def test_what_is_not_served_is_refused_by_name(data: bytes, code: str, param: str | None) -> None:

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openlora_node.protocol import messages
-from openlora_node.protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from openlora_node.protocol.errors import ErrorCode, OpenLoraError, PeerError, ProtocolError
 from openlora_node.protocol.framing import FrameDecoder
 from openlora_node.protocol.messages import ADVERT, ARTIFACT, INFER, PROTOCOLS, VOUCHER, Message, StreamProtocol
 
@@ -220,8 +220,14 @@ def test_tags_are_distinct_and_ids_carry_a_version() -> None:
 def test_errors_cross_the_wire() -> None:
     sent = OpenLoraError(ErrorCode.BUSY, "try in a second", retry_after_ms=1000, alternatives=(b"n" * 32,))
     got = messages.ErrorReply.of(sent, request=9).error()
-    assert (got.code, got.message, got.retry_after_ms) == (sent.code, sent.message, sent.retry_after_ms)
+    assert isinstance(got, PeerError)
+    assert (got.code, got.message, got.retry_after_ms) == (sent.code, f"the node answers: {sent.message}", 1000)
     assert got.alternatives == sent.alternatives
-    assert messages.ErrorReply(code="BUSY", message="\x1b[2J\u202e").error().message == " [2J "
+    assert messages.ErrorReply(code="BUSY", message="\x1b[2J\u202e").error().message == "the node answers:  [2J "
     later = messages.ErrorReply(code="A_CODE_OF_LATER", message="m").error()
     assert later.code == ErrorCode.INTERNAL
+
+
+@pytest.mark.parametrize("code", sorted(messages.LOCAL))
+def test_what_speaks_of_this_machine_is_no_others_to_say(code: ErrorCode) -> None:
+    assert messages.ErrorReply(code=code.value, message="your disk is full").error().code is ErrorCode.INTERNAL
