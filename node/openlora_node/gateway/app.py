@@ -165,7 +165,7 @@ async def _compose(
     tokenizers = Tokenizers(
         NamedFolders(names),
         StoredTokenizers(config.adapters_dir),
-        FetchedTokenizers(folder / "tokenizers", sessions.visit, serving),
+        FetchedTokenizers(folder / "tokenizers", sessions.visit, serving, names.trusts),
     )
     recovery = Recovery(purse, chain, sessions)
     requests = Tasks()

@@ -64,7 +64,13 @@ class PromptCounter:
         )
 
     def _length(self, text: str, *, special: bool, param: str) -> int:
-        count = len(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        try:
+            count = len(self._tokenizer.encode(text, add_special_tokens=special).ids)
+        except BaseException as error:
+            if isinstance(error, Exception | asyncio.CancelledError | KeyboardInterrupt):
+                raise
+            # The library's panics are no Exceptions: they would pass every handler on the way.
+            raise BodyError(ErrorCode.UNSUPPORTED, "the base's tokenizer cannot take this text", param) from None
         if count == 0:
             raise BodyError(ErrorCode.MALFORMED, f"{param} has no token: send some text", param)
         return count
@@ -85,7 +91,10 @@ def load_counter(folder: Path, manifest: BaseManifest | None = None) -> PromptCo
         _check(manifest, content, template or "")
     try:
         tokenizer = Tokenizer.from_str(content.decode())
-    except Exception:  # noqa: BLE001 - the tokenizers library raises bare Exception for a file that it cannot read
+    except BaseException as error:
+        if isinstance(error, asyncio.CancelledError | KeyboardInterrupt):
+            raise
+        # The library raises bare Exception for a file that it cannot read, and panics, which are none, for some.
         raise OpenLoraError(ErrorCode.MODEL_NOT_FOUND, f"the {TOKENIZER} of this base cannot be read") from None
     special = special_tokens(_object(read_file(folder / "special_tokens_map.json"))) | special_tokens(config)
     return PromptCounter(tokenizer, None if template is None else ChatTemplate(template, special))
@@ -138,7 +147,7 @@ def _object(content: bytes | None) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(content)
-    except ValueError:
+    except (ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
 

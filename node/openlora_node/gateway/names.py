@@ -62,6 +62,10 @@ class Names:
         """The base with this id."""
         return next((entry for entry in self.bases.values() if entry.id == artifact), None)
 
+    def trusts(self, base: bytes) -> bool:
+        """Whether the payer chose this base, by its own name or by an adapter's."""
+        return self.base_of(base) is not None or any(entry.base == base for entry in self.adapters.values())
+
     def adapter_of(self, artifact: bytes) -> AdapterName | None:
         """The adapter with this id."""
         return next((entry for entry in self.adapters.values() if entry.id == artifact), None)

@@ -50,16 +50,24 @@ Serving = Callable[[bytes], Awaitable[Sequence[bytes]]]
 """Nodes that serve a base."""
 
 
+Trusted = Callable[[bytes], bool]
+"""Whether the payer chose a base."""
+
+
 class FetchedTokenizers:
     """Tokenizers kept in a folder of the gateway's, fetched when they are missing."""
 
-    def __init__(self, folder: Path, visit: Visit, serving: Serving) -> None:
+    def __init__(self, folder: Path, visit: Visit, serving: Serving, trusted: Trusted = lambda _base: True) -> None:
+        """`trusted`: whether a base's own files may be run here. Whoever publishes a base writes its chat template."""
         self._folder = folder
+        self._trusted = trusted
         self._visit = visit
         self._serving = serving
 
     async def find(self, base: bytes) -> BaseFolder | None:
         """As tokenizers.Source says: from the disk, else from a node. None when no node gives it."""
+        if not self._trusted(base):
+            return None
         folder = self._folder / base.hex()
         if found := await asyncio.to_thread(_kept, folder, base):
             return found

@@ -82,6 +82,6 @@ class Tokenizers:
         told = f" ({trouble.message})" if trouble else ""
         raise OpenLoraError(
             ErrorCode.MODEL_NOT_FOUND,
-            f"the tokenizer of {format_artifact_id(base)[:23]}… is not here, so its prompts cannot be counted: give the"
-            f" base a folder in the names file, or wait for a node that serves it{told}",
+            f"the tokenizer of {format_artifact_id(base)[:23]}… is not here, so its prompts cannot be counted: name the"
+            f" base in the names file if you trust who published it, and wait for a node that serves it{told}",
         )

@@ -2,7 +2,7 @@
 
 from .body import Body, Kind, parse_body
 from .errors import BodyError, error_body, retry_after
-from .logprobs import merge_logprobs
+from .logprobs import merge_logprobs, split_logprobs
 from .responses import Envelope, ModelEntry, StreamedResponse, Usage, WholeResponse, model_list
 from .sse import DONE, HEADERS, error_event, event
 
@@ -24,4 +24,5 @@ __all__ = [
     "model_list",
     "parse_body",
     "retry_after",
+    "split_logprobs",
 ]

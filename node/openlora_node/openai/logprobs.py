@@ -28,6 +28,20 @@ def merge_logprobs(parts: Sequence[bytes]) -> bytes:
     return msgspec.json.encode(merged)
 
 
+def split_logprobs(part: bytes, tokens: int, most: int) -> list[tuple[int, bytes]]:
+    """(tokens, log-probabilities) of consecutive pieces of one piece, none above `most` bytes unless it is one token's.
+
+    Raises ProtocolError MALFORMED for what is no JSON object.
+    """
+    if len(part) <= most or tokens < 2:
+        return [(tokens, part)]
+    whole, half = _object(part), tokens // 2
+    each = {name: value for name, value in whole.items() if isinstance(value, list) and len(value) == tokens}
+    front = msgspec.json.encode(whole | {name: value[:half] for name, value in each.items()})
+    back = msgspec.json.encode({name: value[half:] for name, value in each.items()})
+    return split_logprobs(front, half, most) + split_logprobs(back, tokens - half, most)
+
+
 def compact_logprobs(part: bytes) -> bytes:
     """The same object on one line, whatever wrote it: fit for an event. Raises ProtocolError MALFORMED."""
     return msgspec.json.encode(_object(part))

@@ -13,6 +13,7 @@ from enum import Enum
 from ..attribution import Output
 from ..engineclient.values import Chunk
 from ..journal import LedgerKey, StoredReceipt
+from ..openai import split_logprobs
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import Digest
 from ..protocol.pricing import Tally
@@ -20,6 +21,8 @@ from .ledgers import Amounts
 from .signal import Signal
 
 PIECE_OVERHEAD = 200
+MAX_LOGPROB_BYTES = 1 << 17
+"""Of one piece; a message takes twice as much."""
 MAX_FINISH_REASON = 32
 
 
@@ -127,9 +130,13 @@ class Response:
         start = self._starts.get(chunk.choice, 0)
         self._starts[chunk.choice] = start + len(chunk.token_ids)
         self._tokens.setdefault(chunk.choice, []).extend(chunk.token_ids)
-        piece = Piece(chunk.choice, start, chunk.token_ids, text, chunk.logprobs)
-        self.pieces.append(piece)
-        self.size += piece.size
+        # An engine whose reader lagged gives many tokens at once: more log-probabilities than a message takes.
+        at = 0
+        for count, logprobs in split_logprobs(chunk.logprobs, len(chunk.token_ids), MAX_LOGPROB_BYTES):
+            piece = Piece(chunk.choice, start + at, chunk.token_ids[at : at + count], text, logprobs)
+            self.pieces.append(piece)
+            self.size += piece.size
+            at, text = at + count, ""
         self.generated += len(chunk.token_ids)
         self.changed.fire()
 

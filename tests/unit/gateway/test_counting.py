@@ -153,3 +153,16 @@ def test_counting_imports_neither_torch_nor_transformers() -> None:
         "sys.exit(bool({'torch', 'transformers'} & set(sys.modules)))"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False, timeout=60).returncode == 0
+
+
+async def test_a_tokenizer_that_panics_is_the_requests_error_and_ends_nothing(tmp_path: Path) -> None:
+    """The library's panics are no Exceptions: one passed every handler, and the client never heard."""
+    broken = json.loads(tiny_tokenizer().backend_tokenizer.to_str())
+    single = [{"SpecialToken": {"id": "none", "type_id": 0}}]
+    broken["post_processor"] = {"type": "TemplateProcessing", "single": single, "pair": [], "special_tokens": {}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(broken))
+    (tmp_path / "tokenizer_config.json").write_text("[" * 100_000)
+    counter = load_counter(tmp_path)
+    with pytest.raises(BodyError) as refused:
+        await counter.count(parse_body(b'{"model":"m","prompt":"hello"}', 1_000))
+    assert refused.value.code is ErrorCode.UNSUPPORTED

@@ -85,6 +85,17 @@ def source(folder: Path, *libraries: Library) -> FetchedTokenizers:
     return FetchedTokenizers(folder, visit, serving)
 
 
+async def test_nothing_of_a_base_that_the_payer_did_not_choose_is_fetched_or_run(tmp_path: Path) -> None:
+    library = Library(BASE_MANIFEST)
+    fetched = source(tmp_path, library)
+    fetched._trusted = Names({}, {}).trusts
+    with pytest.raises(OpenLoraError, match="if you trust who published it") as refused:
+        await Tokenizers(fetched).counter(BASE_MANIFEST.id)
+    assert refused.value.code is ErrorCode.MODEL_NOT_FOUND
+    assert not library.asked
+    assert Names({"tiny": BaseName("tiny", BASE_MANIFEST.id, None)}, {}).trusts(BASE_MANIFEST.id)
+
+
 async def test_only_the_tokenizer_is_fetched_and_then_kept(tmp_path: Path) -> None:
     library = Library(BASE_MANIFEST)
     tokenizers = Tokenizers(source(tmp_path, library))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from types import SimpleNamespace
 
@@ -10,9 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openlora_node.admission import OpenQuote, OpenRun
+from openlora_node.engineclient.values import Chunk
 from openlora_node.journal import Ledger, LedgerKey
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import Digest
+from openlora_node.protocol.messages import Tokens
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.protocol.pricing import ComputeRates, RoyaltySchedule, Tally
 from openlora_node.protocol.structs import Quote, Royalty, Voucher
@@ -186,3 +189,19 @@ def test_the_meter_tells_a_steady_rate_and_forgets() -> None:
         meter.add(float(second), 7)
     assert meter.rate(99.9) == pytest.approx(7, rel=0.15)
     assert meter.rate(99.9 + 3 * WINDOW_S) == 0
+
+
+def test_more_log_probabilities_than_a_message_takes_go_in_several() -> None:
+    """An engine whose reader lagged gives hundreds of tokens at once."""
+    entries = [{"token": "x" * 900, "logprob": -1.0} for _ in range(400)]
+    made = Response(Digest(bytes(32)), KEY)
+    made.add(Chunk(0, tuple(range(400)), "text", json.dumps({"content": entries}).encode()))
+    assert len(made.pieces) > 1
+    for piece in made.pieces:
+        Tokens(id=1, choice=0, start=piece.start, token_ids=piece.token_ids, text=piece.text, logprobs=piece.logprobs)
+        assert len(piece.logprobs) < 1 << 18
+        assert len(json.loads(piece.logprobs)["content"]) == len(piece.token_ids)
+    assert [token for piece in made.pieces for token in piece.token_ids] == list(range(400))
+    assert [piece.start for piece in made.pieces][1] == len(made.pieces[0].token_ids)
+    assert "".join(piece.text for piece in made.pieces) == "text"
+    assert made.generated == 400
