@@ -17,6 +17,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "2000")
 TESTS = Path(__file__).parent
 WITH_PROCESSES = ("integration", "interop", "e2e")
 """Real processes, networks and chains: a machine with two busy cores is late now and then."""
+RERUNS = int(os.environ.get("RERUNS", "2"))
 ALLOWED_SKIPS = TESTS / "allowed_skips.toml"
 
 settings.register_profile("default", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -59,7 +60,7 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Give tests of real processes two more tries, each counted in the summary. Units have none."""
+    """Give tests of real processes two more tries (RERUNS=0: none), each counted in the summary. Units have none."""
     for item in items:
         if item.path.relative_to(TESTS).parts[0] in WITH_PROCESSES:
-            item.add_marker(pytest.mark.flaky(reruns=2))
+            item.add_marker(pytest.mark.flaky(reruns=RERUNS))

@@ -12,6 +12,7 @@ from openlora_chain.outbox import Outbox
 from openlora_chain.policy import Rules
 from openlora_chain.rpc import Rpc
 from openlora_chain.wallet import Wallet
+from openlora_node.attribution.periods import DatasetSums
 from openlora_node.chainview import ChainParts, ChainView
 from openlora_node.chainview.memory import MemoryLogs
 from openlora_node.config.schema import Settlement as SettlementOptions
@@ -21,7 +22,10 @@ from openlora_node.journal.pipelines import KnownPipeline, remember
 from openlora_node.protocol.crypto import Address
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.protocol.structs import Voucher
-from openlora_node.settlement import SettlementService
+from openlora_node.settlement import Decisions, Sending, SettlementService
+from openlora_node.settlement import Rules as Worth
+from openlora_node.settlement.credits import CreditTable
+from openlora_node.settlement.leaves import pack
 
 from .chain_world import ChainWorld
 
@@ -53,6 +57,8 @@ class FixedEpochs:
 
     roots: dict[int, bytes] = field(default_factory=dict)
     closed: int = -1
+    firsts: dict[int, int] = field(default_factory=dict)
+    """The least sequence number of an epoch and those after it."""
 
     def newest_closed(self, now: int) -> int:
         return self.closed
@@ -62,6 +68,42 @@ class FixedEpochs:
 
     def root(self, number: int) -> Root | None:
         return Root(number, self.roots[number]) if number in self.roots else None
+
+    def first_seq(self, number: int) -> int:
+        return self.firsts.get(number, 0)
+
+
+@dataclass
+class FixedPeriods:
+    """What receipts come to, as a test sets it: epoch → dataset → sums. An epoch lasts a minute."""
+
+    epochs: dict[int, dict[bytes, DatasetSums]] = field(default_factory=dict)
+    closed: int = 1_000
+
+    def since(self, first: int, now: int) -> list[tuple[int, dict[bytes, DatasetSums]]]:
+        return sorted((number, sums) for number, sums in self.epochs.items() if first <= number <= self.closed)
+
+    def newest_closed(self, now: int) -> int:
+        return self.closed
+
+    def epoch_at(self, time: int) -> int:
+        return 0
+
+
+@dataclass
+class MemoryLeaves:
+    """Tables by the id that they would be fetched by."""
+
+    tables: dict[bytes, CreditTable] = field(default_factory=dict)
+    forgotten: list[bytes] = field(default_factory=list)
+
+    async def keep(self, node: bytes, dataset: bytes, epoch: int, table: CreditTable) -> bytes:
+        manifest, _, _ = pack(node, dataset, epoch, table)
+        self.tables[bytes(manifest.id)] = table
+        return bytes(manifest.id)
+
+    async def forget(self, leaves: bytes) -> None:
+        self.forgotten.append(leaves)
 
 
 @dataclass
@@ -77,6 +119,7 @@ class Desk:
     key: Wallet
     epochs: FixedEpochs
     now: int
+    leaves: MemoryLeaves
 
     async def voucher(
         self, payer: Wallet, known: KnownPipeline, tokens: int, compute: int, signer: Wallet | None = None
@@ -154,9 +197,11 @@ async def open_desk(
     confirmations: int = 1,
     on_step: Callable[[str], None] | None = None,
     multiple: int = 20,
+    periods: FixedPeriods | None = None,
 ) -> AsyncIterator[Desk]:
-    """A desk for a registered node."""
+    """A desk for a registered node; with `periods` it decides datasets' pools too."""
     epochs = FixedEpochs()
+    leaves = MemoryLeaves()
     start = (await world.rpc.head()).timestamp
     desk: Desk | None = None
 
@@ -177,6 +222,8 @@ async def open_desk(
             clock=clock,
         )
         options = SettlementOptions(redeem_gas_multiple=multiple)
-        service = SettlementService(journal, parts, outbox, node, options, clock, epochs)
-        desk = Desk(world, journal, parts, outbox, service, node, key, epochs, start)
+        sending = Sending(outbox.address, outbox.chain_id, node)
+        decisions = None if periods is None else Decisions(journal, parts, sending, Worth(multiple), periods, leaves)
+        service = SettlementService(journal, parts, outbox, node, options, clock, epochs, decisions)
+        desk = Desk(world, journal, parts, outbox, service, node, key, epochs, start, leaves)
         yield desk

@@ -9,7 +9,9 @@ from .artifact_registry import ArtifactRegistry as ArtifactRegistry
 from .artifact_registry import TermsTuple as TermsTuple
 from .artifact_registry import TermsVersion as TermsVersion
 from .contract import Calldata as Calldata
+from .credits import ActiveCredits as ActiveCredits
 from .credits import Credits as Credits
+from .credits import PendingCredits as PendingCredits
 from .node_registry import Node as Node
 from .node_registry import NodeKey as NodeKey
 from .node_registry import NodeRegistry as NodeRegistry

@@ -3,8 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from .contract import Calldata, Contract
+
+
+@dataclass(frozen=True, slots=True)
+class ActiveCredits:
+    """The credits in force, amounts in wei; 32 zero bytes and zeros before the first."""
+
+    root: bytes
+    total: int
+    must_reach: int
+    """The next post decides at least so much of what accrued."""
+    epoch: int
+
+
+@dataclass(frozen=True, slots=True)
+class PendingCredits:
+    """Credits in their timelock, amounts in wei; `activates_at` is unix seconds, 0 where there are none."""
+
+    root: bytes
+    total: int
+    through: int
+    epoch: int
+    activates_at: int
 
 
 class Credits(Contract):
@@ -12,10 +35,22 @@ class Credits(Contract):
 
     name = "Credits"
 
+    async def active_of(self, node: bytes, dataset: bytes) -> ActiveCredits:
+        """The credits in force."""
+        return ActiveCredits(*(await self._read("activeOf", node, dataset))[0])
+
+    async def pending_of(self, node: bytes, dataset: bytes) -> PendingCredits | None:
+        """The credits in their timelock, None where there are none."""
+        found = PendingCredits(*(await self._read("pendingOf", node, dataset))[0])
+        return found if found.activates_at else None
+
+    async def post_window(self) -> int:
+        """Seconds that a pool waits for a post before anyone may send it to static shares."""
+        return int((await self._read("POST_WINDOW"))[0])
+
     async def active_root(self, node: bytes, dataset: bytes) -> bytes:
         """The root of the credits in force, 32 zero bytes before the first."""
-        ((root, _total, _reach, _epoch),) = await self._read("activeOf", node, dataset)
-        return bytes(root)
+        return (await self.active_of(node, dataset)).root
 
     async def paid_to(self, node: bytes, dataset: bytes, contributor: bytes) -> int:
         """Wei of credits that a contributor was paid."""

@@ -12,10 +12,11 @@ from pathlib import PurePosixPath
 
 from ..protocol.chunks import chunk_count
 from ..protocol.errors import ErrorCode, ProtocolError
-from ..protocol.manifest import AdapterManifest, AnyManifest, BaseManifest
+from ..protocol.manifest import AnyManifest
 
 ADAPTER_CONFIG = "adapter_config.json"
 ADAPTER_WEIGHTS = "adapter_model.safetensors"
+CREDITS = "credits.json"
 SHARES = "shares.json"
 """A dataset's share table, beside its data: whoever fetches the dataset can prove a share."""
 BLOCK = 4096
@@ -29,11 +30,17 @@ class Kind(StrEnum):
     BASE = "base"
     ADAPTER = "adapter"
     DATASET = "dataset"
+    CREDITS = "credits"
 
     @property
     def article(self) -> str:
         """As a sentence begins with it."""
-        return {Kind.BASE: "a base model", Kind.ADAPTER: "an adapter", Kind.DATASET: "a dataset"}[self]
+        return {
+            Kind.BASE: "a base model",
+            Kind.ADAPTER: "an adapter",
+            Kind.DATASET: "a dataset",
+            Kind.CREDITS: "a credits table",
+        }[self]
 
 
 _WANTED = {
@@ -47,6 +54,7 @@ _WANTED = {
         r"adapter_config\.json|adapter_model\.safetensors|README\.md|(LICEN[SC]E|NOTICE)(\.md|\.txt)?"
     ),
     Kind.DATASET: re.compile(r".+\.jsonl|README\.md|(LICEN[SC]E|NOTICE)(\.md|\.txt)?"),
+    Kind.CREDITS: re.compile(r"credits\.json"),
 }
 
 
@@ -58,9 +66,7 @@ def is_wanted(kind: Kind, path: str) -> bool:
 
 def kind_of(manifest: AnyManifest) -> Kind:
     """The kind of artifact that a manifest describes."""
-    if isinstance(manifest, BaseManifest):
-        return Kind.BASE
-    return Kind.ADAPTER if isinstance(manifest, AdapterManifest) else Kind.DATASET
+    return Kind(str(type(manifest).__struct_config__.tag))
 
 
 def check_contents(manifest: AnyManifest) -> None:
@@ -79,6 +85,8 @@ def check_contents(manifest: AnyManifest) -> None:
         raise _refuse("a base model holds its weights as safetensors")
     if kind is Kind.DATASET and not any(name.endswith(".jsonl") for name in names):
         raise _refuse("a dataset holds its samples as .jsonl")
+    if kind is Kind.CREDITS and names != {CREDITS}:
+        raise _refuse(f"a credits table is {CREDITS}, alone")
 
 
 def content_size(manifest: AnyManifest) -> int:

@@ -100,6 +100,10 @@ class Epochs:
         found = self._source.receipts(self._node, first - 1, 1)
         return self.number_at(found[0].receipt.value.finished_at) if found else None
 
+    def first_seq(self, number: int) -> int:
+        """The least sequence number of a receipt that finished in epoch `number` or later, or of the next one."""
+        return self._first_seq(number * self.length_s)
+
     def proof(self, stored: StoredReceipt) -> tuple[bytes, ...]:
         """The path from a receipt's leaf to the root of its epoch."""
         tree = _tree(list(self.receipts(self.number_at(stored.receipt.value.finished_at))))

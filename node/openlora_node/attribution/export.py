@@ -1,4 +1,4 @@
-"""Out of a journal: bundles of receipts whose epoch is closed, and what all receipts credit to contributors."""
+"""Out of a journal: bundles of receipts whose epoch is closed."""
 
 from __future__ import annotations
 
@@ -6,29 +6,14 @@ from ..journal import Reader, StoredReceipt
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import Digest
 from .bundle import Bundle
-from .epochs import PAGE, Epochs
+from .epochs import Epochs
 from .evidence import Evidence
-from .indexed import Payouts
 
 
 def evidence_of(reader: Reader, stored: StoredReceipt) -> Evidence:
     """The leaves behind a receipt's roots; none for one that was kept without."""
     receipt = stored.receipt.value
     return Evidence.unpack(reader.evidence(receipt.node, receipt.seq), stored.salt)
-
-
-def credits_through(
-    reader: Reader, node: bytes, epochs: Epochs, number: int
-) -> dict[bytes, tuple[tuple[bytes, int], ...]]:
-    """Cumulative credits by dataset, (contributor, wei), over a node's receipts up to the end of an epoch."""
-    payouts, after = Payouts(), -1
-    while page := reader.receipts(node, after, PAGE):
-        for stored in page:
-            if epochs.number_at(stored.receipt.value.finished_at) > number:
-                return payouts.tables()
-            payouts.add({leaf.name: leaf.value for leaf in evidence_of(reader, stored).attribution})
-        after = page[-1].receipt.value.seq
-    return payouts.tables()
 
 
 def export(reader: Reader, stored: StoredReceipt, epochs: Epochs, now: int) -> Bundle:

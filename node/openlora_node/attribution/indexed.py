@@ -110,27 +110,5 @@ def _check(royalty: int, assigned: int, coverage: int, credited: list[tuple[byte
         raise _invalid("what it states of a dataset's index is impossible")
 
 
-class Payouts:
-    """Credits of a node's receipts, cumulative: add them in any order, the sums are the same."""
-
-    def __init__(self) -> None:
-        self._sums: dict[bytes, dict[bytes, int]] = {}
-
-    def add(self, facts: Mapping[str, bytes]) -> None:
-        """One receipt's attribution leaves. Raises as `read_datasets`."""
-        for found in read_datasets(facts):
-            for owner, amount in found.credited():
-                sums = self._sums.setdefault(found.dataset, {})
-                sums[owner] = sums.get(owner, 0) + amount
-
-    def tables(self) -> dict[bytes, tuple[tuple[bytes, int], ...]]:
-        """For each dataset (contributor, wei), ascending; each rounded down, nobody with nothing."""
-        return {
-            dataset: found
-            for dataset, sums in sorted(self._sums.items())
-            if (found := tuple((owner, amount // UNIT) for owner, amount in sorted(sums.items()) if amount >= UNIT))
-        }
-
-
 def _invalid(why: str) -> ProtocolError:
     return ProtocolError(ErrorCode.RECEIPT_INVALID, f"the receipt is not proven: {why}")

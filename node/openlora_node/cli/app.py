@@ -44,6 +44,7 @@ NOUNS = (
     Noun("attribution", "Find which data a response came from, and what it earned."),
     Noun("config", "Show, check and explain the configuration."),
     Noun("contracts", "Deploy the contracts and check a deployment."),
+    Noun("credits", "See and decide what datasets' contributors are credited by use."),
     Noun("db", "Check and back up the journal."),
     Noun("devnet", "Run a development chain on this machine."),
     Noun("doctor", "Check everything that a node needs, with the fix."),

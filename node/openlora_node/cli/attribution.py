@@ -184,20 +184,27 @@ def audit(
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Add up what this node's receipts credit to each dataset's contributors. A root that differs ends with code 8."""
-    from ..attribution.export import credits_through
-    from ..settlement.credits import CreditTable
+    """Add up what this node's receipts credit to each dataset's contributors, and compare with what was posted.
+
+    Of a dataset that was posted: the newest table up to the epoch, recomputed with all that it continues. Of others:
+    what a first post would credit. A root that differs ends with code 8.
+    """
+    from ..attribution.periods import Periods
+    from ..settlement.auditing import audit_all
     from .receipts import open_books
 
     with open_books(journal, config, sets) as books:
-        found = credits_through(books.reader, books.node, books.epochs, epoch)
-    tables = {dataset: CreditTable(credited) for dataset, credited in found.items()}
+        found = audit_all(books.reader, books.node, Periods(books.reader, books.epochs), epoch)
+    tables = {one.dataset: one.table for one in found}
     wanted = dict(_expected(expect or ()))
     wrong = {dataset for dataset, root in wanted.items() if dataset not in tables or tables[dataset].root != root}
+    wrong |= {one.dataset for one in found if one.posted is not None and one.posted.root != one.table.root}
+    posted = {one.dataset: None if one.posted is None else format_bytes(one.posted.root) for one in found}
     rows = [
         {
             "dataset": format_artifact_id(dataset),
             "root": format_bytes(table.root),
+            "posted": posted[dataset],
             "totalWei": str(sum(wei for _, wei in table.credits)),
             "credits": [{"account": format_address(account), "wei": str(wei)} for account, wei in table.credits],
         }
@@ -211,10 +218,10 @@ def audit(
     else:
         for row in rows:
             print_text(f"{row['dataset']}: root {row['root']}, {row['totalWei']} wei")
-            print_table(("contributor", "wei"), [(one["account"], one["wei"]) for one in row["credits"]])  # type: ignore[index]
+            print_table(("contributor", "wei"), [(one["account"], one["wei"]) for one in row["credits"]])  # type: ignore[index, union-attr]
         print_text(f"{len(rows)} dataset(s) through epoch {epoch}")
         for dataset in sorted(wrong):
-            print_text(f"{format_artifact_id(dataset)}: the expected root is not what the receipts come to")
+            print_text(f"{format_artifact_id(dataset)}: the receipts come to another root than was posted or expected")
     if wrong:
         raise typer.Exit(Exit.REFUSED)
 

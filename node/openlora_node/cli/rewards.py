@@ -15,6 +15,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, parse_artifact_id
 from .chaindesk import ChainDesk, Reading, address, node_id, open_desk, print_facts, with_options
 from .chainwrite import Step, Writing, carry_out
+from .credits import table_in_force
 from .operator import node_of
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
 from .output import print_json, print_table, print_text
@@ -32,7 +33,11 @@ Role = Literal["operator", "owner", "contributor", "protocol"]
 RoleArgument = Annotated[Role, typer.Argument(metavar="ROLE", help="operator, owner, contributor or protocol.")]
 NodeIds = Annotated[
     list[str] | None,
-    typer.Option("--node", metavar="ID", help="Node, repeatable. Default: this machine's. Credits need one."),
+    typer.Option(
+        "--node",
+        metavar="ID",
+        help="Node, repeatable. Default: this machine's. A contributor names those whose credits it claims.",
+    ),
 ]
 Account = Annotated[
     str | None, typer.Option("--address", metavar="ADDRESS", help="Whose rewards, for owner and contributor.")
@@ -44,7 +49,8 @@ Shares = Annotated[
     Path | None, typer.Option("--shares", metavar="FILE", help="The dataset's shares.json, for contributor.")
 ]
 CreditsFile = Annotated[
-    Path | None, typer.Option("--credits", metavar="FILE", help="Claim credits by use too: the table a node posted.")
+    Path | None,
+    typer.Option("--credits", metavar="FILE", help="The table that a node posted. Default: from this machine's store."),
 ]
 FromBlock = Annotated[
     int, typer.Option("--from-block", min=0, help="Look for unshared royalties from this block on. Default: all.")
@@ -179,10 +185,14 @@ async def _look(desk: ChainDesk, wanted: _Wanted) -> Rewards:
 
     table = ShareTable.decode(_read(wanted.shares, "the share table"))
     found = await rewards.contributor(wanted.account, wanted.dataset, table, await _sources(desk, wanted))
-    if wanted.credits is None:
-        return found
-    posted = CreditTable.decode(_read(wanted.credits, "the credits table"))
-    credited = [await rewards.credited(wanted.account, node, wanted.dataset, table, posted) for node in wanted.nodes]
+    credited = []
+    for node in wanted.nodes:
+        if wanted.credits is not None:
+            posted: CreditTable | None = CreditTable.decode(_read(wanted.credits, "the credits table"))
+        else:
+            posted = await table_in_force(desk, node, wanted.dataset)
+        if posted is not None:
+            credited.append(await rewards.credited(wanted.account, node, wanted.dataset, table, posted))
     return Rewards(
         (*found.rewards, *(reward for one in credited for reward in one.rewards)),
         (*found.steps, *(step for one in credited for step in one.steps)),

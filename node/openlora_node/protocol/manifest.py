@@ -55,7 +55,7 @@ class Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     def __post_init__(self) -> None:
         if type(self) is Manifest:
-            raise _refuse("a manifest is that of a base, an adapter or a dataset")
+            raise _refuse("a manifest is that of a base, an adapter, a dataset or a credits table")
         if self.version != MANIFEST_VERSION or self.chunk_size != CHUNK_SIZE:
             raise _refuse(f"this software reads manifest version {MANIFEST_VERSION} with {CHUNK_SIZE}-byte chunks")
         if not 1 <= len(self.files) <= MAX_FILES:
@@ -122,7 +122,26 @@ class DatasetManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields
             parse_artifact_id(self.previous)
 
 
-AnyManifest = BaseManifest | AdapterManifest | DatasetManifest
+class CreditsManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="credits"):
+    """What a node credits a dataset's contributors: the leaves behind a root that it posted, for anyone to fetch."""
+
+    node: str
+    """Node id, 64 lower-case hex."""
+    dataset: str
+    epoch: int
+    root: str
+    """Merkle root over (contributor, cumulative wei), 64 lower-case hex."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not _HEX.fullmatch(self.node) or not _HEX.fullmatch(self.root):
+            raise _refuse("node and root are 64 lower-case hex")
+        if not 0 <= self.epoch <= _MAX_INTEGER:
+            raise _refuse("an epoch is a number from 0 on")
+        parse_artifact_id(self.dataset)
+
+
+AnyManifest = BaseManifest | AdapterManifest | DatasetManifest | CreditsManifest
 _decoder: msgspec.json.Decoder[AnyManifest] = msgspec.json.Decoder(AnyManifest)
 
 

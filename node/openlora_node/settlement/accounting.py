@@ -52,6 +52,8 @@ class Totals:
     royalties: int = 0
     gas_wei: int = 0
     transactions: int = 0
+    last_claim: int = 0
+    """Unix second of the newest claim's block; 0 before the first."""
 
     @property
     def net(self) -> int:
@@ -140,6 +142,7 @@ def totals_of(transaction: Transaction) -> Totals:
         protocol += number(to_protocol)
         royalties += number(to_artifacts)
     costs = transaction.all("SELECT wei FROM chain_costs")
+    claimed = transaction.one("SELECT max(at) FROM earnings WHERE kind = 'claimed'")
     return Totals(
         redeemed=sums["redeemed"] + sums["collected"],
         claimed=sums["claimed"],
@@ -147,6 +150,7 @@ def totals_of(transaction: Transaction) -> Totals:
         royalties=royalties,
         gas_wei=sum(number(row[0]) for row in costs),
         transactions=len(costs),
+        last_claim=0 if claimed is None or claimed[0] is None else int(claimed[0]),
     )
 
 

@@ -66,6 +66,10 @@ class EpochsLike(Protocol):
         """An epoch's root and totals, None if no receipt finished in it."""
         ...
 
+    def first_seq(self, number: int) -> int:
+        """The least sequence number of a receipt that finished in this epoch or later, or of the next one."""
+        ...
+
 
 @dataclass(frozen=True)
 class Sending:

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import msgspec
 
 from ..protocol.errors import ErrorCode, ProtocolError
-from ..protocol.ids import parse_address
+from ..protocol.ids import format_address, parse_address
+from ..protocol.manifest import canonical_json
 from ..protocol.merkle import MerkleTree, amount_leaf
 
 MAX_CREDITS = 100_000
@@ -43,6 +44,10 @@ class CreditTable:
         if any(not row.wei.isascii() or not row.wei.isdigit() or len(row.wei) > 39 for row in rows):
             raise _refuse("credits are whole wei, as text")
         return cls(tuple(sorted((bytes(parse_address(row.account)), int(row.wei)) for row in rows)))
+
+    def encode(self) -> bytes:
+        """Canonical JSON, as `decode` reads it: the same table is the same bytes everywhere."""
+        return canonical_json([{"account": format_address(account), "wei": str(wei)} for account, wei in self.credits])
 
     @property
     def root(self) -> bytes:

@@ -22,7 +22,7 @@ LARGEST, IN_TURN, HURRIED = 256, 256, 512
 """Ledgers looked at in one round: those with the largest vouchers, some others in turn, those of payers who thaw."""
 RETRY_REFUSED_S = 86_400
 """How long a voucher that the chain refused rests before it is tried again, unless a newer one takes its place."""
-KINDS = ("redeem", "collect", "anchor", "claim", "harvest")
+KINDS = ("redeem", "collect", "anchor", "claim", "harvest", "credits")
 
 Encode = Callable[[list[PipelineTuple], list[VoucherTuple], list[bytes]], NewIntent]
 """Pipelines, vouchers and signatures → the intent that redeems them."""
@@ -261,6 +261,12 @@ def newest_anchor(transaction: Transaction, node: bytes) -> int | None:
     """The newest epoch that was queued for anchoring."""
     row = transaction.one("SELECT max(subject) FROM intents WHERE kind = 'anchor' AND substr(subject, 1, 32) = ?", node)
     return None if row is None or row[0] is None else int.from_bytes(row[0][32:40], "big")
+
+
+def receipts_from(transaction: Transaction, node: bytes, seq: int) -> int:
+    """How many receipts of a node have this sequence number or a later one."""
+    row = transaction.one("SELECT count(*) FROM receipts WHERE node = ? AND seq >= ?", node, seq)
+    return 0 if row is None else int(row[0])
 
 
 def pipelines_served(transaction: Transaction, node: bytes, limit: int) -> list[bytes]:

@@ -27,6 +27,7 @@ from ..protocol.ids import format_address
 from . import rows
 from .accounting import Accounting, Totals, totals_of
 from .chores import Chores, EpochsLike, Sending, same_call
+from .decisions import Decisions
 from .looking import Looking, Sighting
 from .policy import BATCH_GAS, FIRST_VOUCHER_GAS, Batch, Rules, choose
 
@@ -63,6 +64,8 @@ class SettlementStatus:
     """How many typical transactions the node key's balance pays for."""
     gas_price: int = 0
     anchored_through: int | None = None
+    unbatched: int = 0
+    """Receipts whose epoch has no root queued or on chain: those of the running one, and what waits for gas."""
     last_round: int = 0
     totals: Totals = field(default_factory=Totals)
 
@@ -79,6 +82,7 @@ class SettlementService:
         options: SettlementOptions,
         clock: Callable[[], int],
         epochs: EpochsLike,
+        decisions: Decisions | None = None,
     ) -> None:
         self._journal = journal
         self._parts = parts
@@ -90,7 +94,9 @@ class SettlementService:
         self._sending = Sending(outbox.address, outbox.chain_id, node)
         self._looking = Looking(journal, parts, node, outbox.confirmations)
         self._accounting = Accounting(journal, parts, node, outbox.address)
+        self._epochs = epochs
         self._chores = Chores(parts, self._sending, self._rules, epochs)
+        self._decisions = decisions
         self._chores_at: int | None = None
         self._turn = rows.Turn()
         self._hurried: set[bytes] = set()
@@ -150,6 +156,14 @@ class SettlementService:
             dues = [sighting.due for sighting in sightings if sighting.due is not None and _may_go(sighting)]
             batches = choose(dues, Rules(0, 0), 0, self._clock())
             return len(await self._queue(batches))
+
+    async def decide_now(self) -> int:
+        """Decide every dataset's pool that can be decided, whatever it is worth. How many transactions were queued."""
+        async with self._round:
+            queued = 0 if self._decisions is None else await self._decisions.round(0, self._clock())
+            if queued:
+                self._outbox.wake()
+            return queued
 
     async def _go_round(self) -> None:
         now = self._clock()
@@ -211,6 +225,8 @@ class SettlementService:
         served = await self._journal.transact(lambda tx: rows.pipelines_served(tx, self._node, MAX_PIPELINES))
         wanted = [await self._chores.claim(gas_price, now), await self._chores.harvest(served, gas_price, now)]
         await self._submit([intent for intent in wanted if intent is not None])
+        if self._decisions is not None and await self._decisions.round(gas_price, now):
+            self._outbox.wake()
 
     async def _submit(self, intents: Sequence[NewIntent]) -> None:
         """Queue those of which no other is under way that does the same."""
@@ -230,6 +246,12 @@ class SettlementService:
         if await self._journal.transact(write):
             self._outbox.wake()
 
+    async def _unbatched(self) -> int:
+        queued = await self._journal.transact(lambda tx: rows.newest_anchor(tx, self._node))
+        through = max((number for number in (queued, self._chores.anchored_through) if number is not None), default=-1)
+        first = await asyncio.to_thread(self._epochs.first_seq, through + 1)
+        return await self._journal.transact(lambda tx: rows.receipts_from(tx, self._node, first))
+
     async def _report(self, sightings: Sequence[Sighting], gas_price: int, now: int) -> None:
         balance = await self._parts.rpc.balance(self._outbox.address)
         cost = max(TYPICAL_GAS * gas_price, 1)
@@ -245,6 +267,7 @@ class SettlementService:
             gas_transactions=balance // cost,
             gas_price=gas_price,
             anchored_through=self._chores.anchored_through,
+            unbatched=await self._unbatched(),
             last_round=now,
             totals=self._totals or Totals(),
         )

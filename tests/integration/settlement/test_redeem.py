@@ -56,6 +56,8 @@ async def test_a_voucher_is_redeemed_to_the_wei_once_it_is_worth_its_gas(world: 
         assert await world.rpc.balance(payout) == 10**17 + 7 - protocol
         await desk.round()
         assert desk.service.status().totals.claimed == 10**17 + 7 - protocol
+        head = await world.rpc.head()
+        assert head.timestamp - 3_600 < desk.service.status().totals.last_claim <= head.timestamp
         assert desk.service.health().level is Level.UP
         await desk.journal.check_integrity(deep=True)
         rows = earnings_rows(tmp_path / "node.sqlite")

@@ -70,6 +70,8 @@ def test_every_receipt_is_in_exactly_one_epoch(steps: list[tuple[int, int]]) -> 
         assert (root.totals.first_seq, root.totals.last_seq) == (
             inside[0].receipt.value.seq, inside[-1].receipt.value.seq,
         )  # fmt: skip
+        later = [one.receipt.value.seq for one in source.stored if one.receipt.value.seq >= epochs.first_seq(found + 1)]
+        assert len(later) == len(source.stored) - len(seen) - len(inside), "what no root up to this epoch holds"
         assert root.totals.compute == sum(one.receipt.value.compute for one in inside)
         for one in inside:
             assert verify_proof(root.root, receipt_leaf(one.salt, one.digest), epochs.proof(one))

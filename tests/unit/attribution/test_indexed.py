@@ -17,8 +17,9 @@ from openlora_node.attribution.background import background_digest
 from openlora_node.attribution.corpusindex import build, save
 from openlora_node.attribution.dataset import Sample
 from openlora_node.attribution.encoder import TokenizerEncoder
-from openlora_node.attribution.indexed import MAX_CREDITED, PPM, Payouts, read_datasets, to_indexed
+from openlora_node.attribution.indexed import MAX_CREDITED, PPM, read_datasets, to_indexed
 from openlora_node.attribution.parts import Indexed
+from openlora_node.attribution.periods import sums_of
 from openlora_node.attribution.tracer import Indexes, Reading, Tracer, prompt_tokens
 from openlora_node.attribution.tracing import Trace
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
@@ -48,10 +49,9 @@ def test_leaves_say_what_was_found_and_are_read_back() -> None:
     assert (found.name, found.dataset, found.indexed, found.assigned) == (
         "adapter/0/dataset/0", DATASET, indexed, 2_500,
     )  # fmt: skip
-    payouts = Payouts()
-    payouts.add(facts_of(with_indexed(indexed)))
-    ((dataset, table),) = payouts.tables().items()
-    assert dataset == DATASET
+    sums = sums_of([facts_of(with_indexed(indexed))])[DATASET]
+    assert sums.royalties >= found.royalty
+    table = sums.rows()
     pool = found.royalty * 2_500 * 300_000 // 10_000 // PPM
     assert pool > 10
     assert dict(table) == {owner(0): found.royalty * 45 // 1000, owner(1): found.royalty * 30 // 1000}
@@ -61,9 +61,9 @@ def test_leaves_say_what_was_found_and_are_read_back() -> None:
 def test_a_declared_dataset_has_no_such_leaves_and_earns_no_credits() -> None:
     facts = facts_of(PARTS)
     assert not any("index" in name or "credit" in name for name in facts)
-    payouts = Payouts()
-    payouts.add(facts)
-    assert payouts.tables() == {}
+    sums = sums_of([facts])[DATASET]
+    assert sums.rows() == ()
+    assert sums.royalties > 0, "its money waits for a decision all the same"
 
 
 @pytest.mark.parametrize("name", ["coverage", "credits", "credit/0", "assigned"])
@@ -108,12 +108,11 @@ def test_sums_do_not_depend_on_order_and_stay_within_the_pool() -> None:
         facts_of(with_indexed(Indexed(INDEX, 1, 1 + 77_777 * place, ((owner(place % 3), PPM),)), 1 + place))
         for place in range(8)
     ]
-    one, other = Payouts(), Payouts()
-    for facts in many:
-        one.add(facts)
-    for facts in reversed(many):
-        other.add(facts)
-    assert one.tables() == other.tables() != {}
+    one, other = sums_of(many)[DATASET], sums_of(reversed(many))[DATASET]
+    assert one.rows() == other.rows() != ()
+    halves = sums_of(many[:4])[DATASET]
+    halves.add(sums_of(many[4:])[DATASET])
+    assert (halves.rows(), halves.royalties) == (one.rows(), one.royalties)
 
 
 def indexed_folder(tmp_path: Path, dataset: bytes = DATASET, vocabulary: bytes | None = None) -> tuple[Path, Path]:

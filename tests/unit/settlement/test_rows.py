@@ -11,10 +11,11 @@ from openlora_node.journal.pipelines import KnownPipeline, remember
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.settlement import rows
 from openlora_node.settlement.rows import Turn, Unpaid
-from support.journal import NODE, NOW, open_journal, signer, voucher
+from support.journal import NODE, NOW, open_journal, request, respond, signer, voucher
 
 KNOWN = KnownPipeline(Pipeline.of(b"\x0b" * 32), (2_000_000,))
 PAYERS = 12
+DEBT = {"debt_allowed": 1 << 60}
 
 
 @pytest.fixture(autouse=True)
@@ -56,3 +57,17 @@ async def test_every_ledger_has_its_turn(tmp_path: Path) -> None:
         assert not {item.ledger.key for item in left} & {item.ledger.key for item in again}
         noted = await journal.transact(lambda tx: tx.one("SELECT count(*) FROM redemptions"))
         assert noted == (PAYERS - len(again),)
+
+
+async def test_receipts_are_counted_from_a_sequence_number_on(tmp_path: Path) -> None:
+    async with open_journal(tmp_path / "node.sqlite") as journal:
+
+        async def count(seq: int) -> int:
+            return await journal.transact(lambda tx: rows.receipts_from(tx, NODE, seq))
+
+        assert await count(0) == 0
+        for number in range(3):
+            await respond(journal, request(number), **DEBT)
+        first = (await journal.transact(lambda tx: tx.one("SELECT min(seq) FROM receipts")))[0]
+        assert [await count(first + step) for step in (0, 1, 2, 3)] == [3, 2, 1, 0]
+        assert await journal.transact(lambda tx: rows.receipts_from(tx, bytes(32), 0)) == 0

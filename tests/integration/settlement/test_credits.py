@@ -1,0 +1,260 @@
+"""Datasets' pools decided on a real chain: posted, brought into force, vetoed, lapsed; claimed to the wei."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from openlora_chain.wallet import Wallet
+from openlora_node.artifacts.shares import ShareTable
+from openlora_node.attribution.indexed import UNIT
+from openlora_node.attribution.periods import DatasetSums
+from openlora_node.journal.pipelines import KnownPipeline
+from openlora_node.protocol.crypto import Address
+from openlora_node.protocol.ids import format_address, format_artifact_id, format_bytes
+from openlora_node.protocol.pipeline import Pipeline
+from openlora_node.settlement import credit_rows
+from openlora_node.settlement.auditing import audit
+from openlora_node.settlement.crediting import ACTIVATE_GAS, LAPSE_GAS, NOBODY, POST_GAS
+from support.chain_cli import ChainCli
+from support.chain_world import BASE, DATASET, ETHER, ChainWorld, artifact_id, fresh_wallet
+from support.settlement_world import Desk, FixedPeriods, open_desk
+
+pytestmark = pytest.mark.slow
+RATE = 10**18
+TOKENS = 1_000_000
+ROYALTIES = RATE
+"""Of one voucher more: TOKENS at RATE."""
+ASSIGNED = ROYALTIES * 4_000 // 10_000 * 7_500 // 10_000
+"""Of them: what the base passes on to the dataset, and what of that goes by use."""
+
+
+@dataclass
+class Place:
+    """A base that passes royalties on to a dataset of three contributors, served by one node."""
+
+    world: ChainWorld
+    desk: Desk
+    periods: FixedPeriods
+    payer: Wallet
+    owner: Wallet
+    dataset: bytes
+    base: bytes
+    contributors: list[bytes]
+    table: ShareTable
+    vouchers: int = 0
+
+    async def serve(self, epoch: int, *parts: int) -> None:
+        """One more epoch: a voucher, redeemed and shared out, and receipts that credit contributors with these parts.
+
+        Parts are millionths of the epoch's assigned wei.
+        """
+        self.vouchers += 1
+        pipeline = KnownPipeline(Pipeline.of(self.base, base_terms_version=1), (RATE,))
+        await self.desk.voucher(self.payer, pipeline, TOKENS * self.vouchers, 0)
+        await self.desk.catch_up()
+        await self.desk.service.redeem_now()
+        await self.desk.send()
+        await self.world.send(self.payer, self.world.settlement.harvest_many([(self.desk.node, pipeline.pipeline.id)]))
+        sums = DatasetSums(ROYALTIES * 4_000 // 10_000)
+        for owner, part in zip(self.contributors, parts, strict=False):
+            sums.credits[owner] = ASSIGNED * part * UNIT // 10**6
+        self.periods.epochs[epoch] = {self.dataset: sums}
+        await self.tell_time()
+
+    async def tell_time(self) -> None:
+        """The node's clock is the chain's."""
+        self.desk.now = (await self.world.rpc.head()).timestamp
+
+    async def decide(self) -> int:
+        """Have the node decide what it can; how many transactions that took."""
+        await self.desk.catch_up()
+        queued = await self.desk.service.decide_now()
+        await self.desk.send()
+        return queued
+
+    async def pass_time(self, seconds: int) -> None:
+        """Of the chain and of the node."""
+        await self.world.pass_time(seconds)
+        await self.tell_time()
+
+    async def in_force(self) -> tuple[int, int, bytes]:
+        """(epoch, total, root) of the credits in force."""
+        active = await self.world.credits.active_of(self.desk.node, self.dataset)
+        return active.epoch, active.total, active.root
+
+    async def shares_pool(self) -> int:
+        """What went by static shares so far."""
+        return (await self.world.settlement.share_pool_of(self.dataset, self.table.root)).total
+
+
+@asynccontextmanager
+async def place(world: ChainWorld, folder: Path, label: str) -> AsyncIterator[Place]:
+    key, payer, owner = (fresh_wallet(f"credits {label} {name}") for name in ("key", "payer", "owner"))
+    for wallet in (key, payer, owner):
+        await world.fund(wallet.address, 20 * ETHER)
+    contributors = sorted(fresh_wallet(f"credits {label} contributor {number}").address for number in range(3))
+    table = ShareTable.of(zip(map(Address, contributors), (5_000, 3_000, 2_000), strict=True))
+    base, dataset = artifact_id(f"credits {label} base"), artifact_id(f"credits {label} dataset")
+    await world.register_artifact(owner, dataset, DATASET, shares_root=table.root, credits_bps=7_500)
+    await world.register_artifact(owner, base, BASE, RATE, components=[(dataset, 4_000)])
+    node = await world.register_node(key)
+    await world.send(payer, world.settlement.deposit(node, 10 * ETHER))
+    periods = FixedPeriods()
+    async with open_desk(world, folder, key, node, periods=periods) as desk:
+        yield Place(world, desk, periods, payer, owner, dataset, base, contributors, table)
+
+
+async def test_what_receipts_credit_is_posted_comes_into_force_and_is_claimed_to_the_wei(
+    world: ChainWorld, cli: ChainCli, tmp_path: Path
+) -> None:
+    async with place(world, tmp_path, "claimed") as here:
+        await here.serve(1, 500_000, 200_001)
+        assert await here.decide() == 1
+        pending = await world.credits.pending_of(here.desk.node, here.dataset)
+        assert pending is not None
+        assert (pending.epoch, pending.through) == (1, ASSIGNED)
+        assert await here.decide() == 0, "one post waits for its timelock"
+        await here.pass_time(61)
+        assert await here.decide() == 1
+        credited = [ASSIGNED * 500_000 // 10**6, ASSIGNED * 200_001 // 10**6]
+        assert (await here.in_force())[:2] == (1, sum(credited))
+        assert await here.shares_pool() == ROYALTIES * 4_000 // 10_000 - sum(credited), "what is left goes by shares"
+
+        # The second epoch continues the table.
+        await here.serve(2, 0, 0, 1_000_000)
+        assert await here.decide() == 1
+        await here.pass_time(61)
+        assert await here.decide() == 1
+        credited.append(ASSIGNED)
+        assert (await here.in_force())[:2] == (2, sum(credited))
+        (leaves,) = [each for each, kept in here.desk.leaves.tables.items() if kept.root == (await here.in_force())[2]]
+
+        posts = await here.desk.journal.transact(lambda tx: credit_rows.posts(tx, here.desk.node, here.dataset))
+        found = audit(posts, here.periods.since(0, 0), 2)
+        assert found is not None
+        assert found.agrees
+        assert found.posted.table.root == (await here.in_force())[2]
+        here.periods.epochs[2][here.dataset].credits[here.contributors[0]] = UNIT
+        tampered = audit(posts, here.periods.since(0, 0), 2)
+        assert tampered is not None
+        assert not tampered.agrees
+
+        sender_file = await cli.key(here.payer, "sender")
+        (tmp_path / "shares.json").write_bytes(here.table.encode())
+        (tmp_path / "credits.json").write_bytes(here.desk.leaves.tables[leaves].encode())
+        about = ("--dataset", format_artifact_id(here.dataset), "--shares", tmp_path / "shares.json")
+        table = ("--credits", tmp_path / "credits.json", "--node", format_bytes(here.desk.node))
+        paid = 0
+        for number, account in enumerate(here.contributors):
+            before = await world.rpc.balance(account)
+            paying = ("--key", sender_file, "--password-file", cli.password, "--yes")
+            await cli.json(
+                "rewards", "claim", "contributor", "--address", format_address(account), *about, *table, *paying
+            )
+            got = await world.rpc.balance(account) - before
+            share = (2 * ROYALTIES * 4_000 // 10_000 - sum(credited)) * (5_000, 3_000, 2_000)[number] // 10_000
+            assert got == credited[number] + share
+            paid += got
+        assert 0 <= 2 * ROYALTIES * 4_000 // 10_000 - paid < 3, "the data pools of all receipts, but for dust of shares"
+
+
+async def test_a_veto_sends_a_period_to_shares_and_it_is_never_credited(world: ChainWorld, tmp_path: Path) -> None:
+    async with place(world, tmp_path, "veto") as here:
+        await here.serve(1, 900_000)
+        assert await here.decide() == 1
+        await world.send(here.owner, world.credits.veto(here.desk.node, here.dataset))
+        assert (await here.in_force())[:2] == (1, 0)
+        await here.serve(2, 0, 100_000)
+        assert await here.decide() == 1
+        await here.pass_time(61)
+        assert await here.decide() == 1
+        assert (await here.in_force())[:2] == (2, ASSIGNED // 10)
+        posts = await here.desk.journal.transact(lambda tx: credit_rows.posts(tx, here.desk.node, here.dataset))
+        assert posts[0].table.credits == ((here.contributors[1], ASSIGNED // 10),)
+        found = audit(posts, here.periods.since(0, 0), 2)
+        assert found is not None
+        assert found.agrees
+
+
+async def test_a_pool_that_nobody_decided_in_time_lapses_and_later_ones_go_on(
+    world: ChainWorld, tmp_path: Path
+) -> None:
+    async with place(world, tmp_path, "lapse") as here:
+        await here.serve(1, 900_000)
+        await here.pass_time(3_700)
+        here.periods.closed = 1
+        assert await here.decide() == 1
+        assert await here.shares_pool() == ROYALTIES * 4_000 // 10_000
+        assert await here.in_force() == (0, 0, bytes(32))
+        here.periods.closed = 2
+        await here.serve(2, 300_000)
+        assert await here.decide() == 1
+        await here.pass_time(61)
+        assert await here.decide() == 1
+        assert (await here.in_force())[:2] == (2, ASSIGNED * 3 // 10), "nothing of the epoch that lapsed"
+
+
+async def test_money_that_nobody_is_credited_with_does_not_wait_for_the_window(
+    world: ChainWorld, tmp_path: Path
+) -> None:
+    async with place(world, tmp_path, "nobody") as here:
+        await here.serve(1)
+        assert await here.decide() == 1
+        await here.pass_time(61)
+        assert await here.decide() == 1
+        assert (await here.in_force())[:2] == (1, 0)
+        assert await here.shares_pool() == ROYALTIES * 4_000 // 10_000
+        (table,) = here.desk.leaves.tables.values()
+        assert table.credits == ((NOBODY, 0),)
+
+
+async def test_a_node_that_is_killed_posts_once(world: ChainWorld, tmp_path: Path) -> None:
+    """Queued in one transaction with the table behind it: another life finds both, and queues nothing."""
+    async with place(world, tmp_path, "killed") as here:
+        await here.serve(1, 900_000)
+        await here.desk.catch_up()
+        assert await here.desk.service.decide_now() == 1
+        assert await here.desk.service.decide_now() == 0
+        key, node, periods, dataset = here.desk.key, here.desk.node, here.periods, here.dataset
+    async with open_desk(world, tmp_path, key, node, periods=periods) as again:
+        await again.catch_up()
+        assert await again.service.decide_now() == 0
+        await again.send()
+        assert await again.service.decide_now() == 0
+        pending = await world.credits.pending_of(node, dataset)
+        assert pending is not None
+        assert [kind for kind in await again.kinds() if kind == "credits"] == ["credits"]
+
+
+async def test_what_is_not_worth_its_gas_waits_and_gas_is_as_counted(world: ChainWorld, tmp_path: Path) -> None:
+    async with place(world, tmp_path, "gas") as here:
+        await here.serve(1, 900_000)
+        await here.desk.catch_up()
+        decisions = here.desk.service._decisions
+        assert decisions is not None
+        assert await decisions.round(10**15, here.desk.now) == 0, "the gas would cost more than the pool holds"
+        spent: list[int] = []
+        for bound in (POST_GAS, ACTIVATE_GAS):
+            assert await here.decide() == 1
+            spent.append(await _gas_of_newest(here))
+            assert spent[-1] <= bound
+            await here.pass_time(61)
+        await here.serve(2, 1)
+        await here.pass_time(3_700)
+        assert await here.decide() == 1
+        assert await _gas_of_newest(here) <= LAPSE_GAS
+
+
+async def _gas_of_newest(here: Place) -> int:
+    from openlora_node.journal.outbox import JournalOutbox
+
+    newest = (await JournalOutbox(here.desk.journal).recent(1))[0]
+    assert newest.request.kind == "credits"
+    receipt = await here.world.rpc.receipt(newest.live_attempts[-1].hash)
+    assert receipt is not None
+    return receipt.gas_used
