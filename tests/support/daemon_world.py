@@ -29,12 +29,12 @@ COMMAND = (sys.executable, "-P", "-c", "import sys; from openlora_node.cli impor
 START_S = 90.0
 
 
-def tiny_model(folder: Path) -> Path:
-    """A random llama with a tokenizer: small enough to load in a moment."""
+def tiny_model(folder: Path, **changes: Any) -> Path:
+    """A random llama with a tokenizer: small enough to load in a moment. `changes` make it another base."""
     from .engine_tokenizer import tiny_tokenizer
     from .engine_world import llama
 
-    llama().save_pretrained(folder)
+    llama(**changes).save_pretrained(folder)
     tiny_tokenizer().save_pretrained(folder)
     return folder
 

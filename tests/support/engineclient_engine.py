@@ -88,7 +88,7 @@ class Running:
 async def supervised(store: Store, socket: Path, *options: str, **times: float) -> AsyncIterator[Running]:
     """An engine that serves; killed on leaving. `options` are its flags, `times` those of ProcessOptions."""
     config = store.config(socket=str(socket))
-    command = engine_command(config, store.model, MODEL_DIGEST, (*SMALL, *options))
+    command = engine_command(config, config.all_engines[0], store.model, MODEL_DIGEST, (*SMALL, *options))
     healths: list[ServiceHealth] = []
     changed = asyncio.Event()
 

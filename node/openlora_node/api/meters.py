@@ -19,6 +19,8 @@ PREFIX = "openlora_node"
 FIRST_TOKEN_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
 SIGNATURES = frozenset({ErrorCode.BAD_SIGNATURE, ErrorCode.WRONG_CHAIN, ErrorCode.BODY_MISMATCH})
 
+ADAPTER_LOAD_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+
 Handle = Callable[[InboundLike], Awaitable[None]]
 
 
@@ -35,6 +37,10 @@ class Meters:
         self.first_token = Histogram(
             f"{PREFIX}_ttft_seconds", "From a request's arrival to its first token.",
             buckets=FIRST_TOKEN_BUCKETS, registry=self.registry,
+        )  # fmt: skip
+        self.adapter_load = Histogram(
+            f"{PREFIX}_adapter_load_seconds", "Until an engine knew an adapter that it did not.", ("engine",),
+            buckets=ADAPTER_LOAD_BUCKETS, registry=self.registry,
         )  # fmt: skip
 
     def watch(self, handle: Handle) -> Handle:

@@ -22,14 +22,16 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Run the node and its engine under systemd.", no_args_is_help=True, **NOUN)
 
 UNIT_DIR = Path("/etc/systemd/system")
-LIMITS: dict[str, float] = {"node": 1.5, "engine": 2.0}
+LIMITS: dict[str, float] = {"node": 1.5, "engine": 2.0, "engine@": 2.0}
 """Exposure by `systemd-analyze security`, 0 best to 10, that each unit keeps below."""
 TIMEOUT_S = 60
 
 Program = Annotated[
     Path | None, typer.Option("--program", metavar="FILE", help="The openlora to run. Default: this installation's.")
 ]
-Which = Annotated[Literal["node", "engine"], typer.Argument(help="node or engine.")]
+Which = Annotated[
+    Literal["node", "engine", "engine@"], typer.Argument(help="node, engine, or engine@ for several engines.")
+]
 
 
 @app.command("print")
@@ -46,7 +48,7 @@ def install(
     force: Annotated[bool, typer.Option("--force", help="Replace units that say something else.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Write both units and have systemd read them. Starts nothing."""
+    """Write the units and have systemd read them. Starts nothing."""
     from ..daemon.templates import UNITS, unit_name
 
     texts = {directory / unit_name(unit): _render(unit, program) for unit in UNITS}
@@ -69,11 +71,12 @@ def install(
     for path in texts:
         print_text(f"written: {path}")
     print_text("next: openlora doctor, then systemctl enable --now openlora-engine openlora-node")
+    print_text("several engines: systemctl enable --now openlora-engine@NAME for each, in place of openlora-engine")
 
 
 @app.command()
 def score(as_json: AsJson = False) -> int:
-    """Ask systemd how exposed the units are: 0 is best, 10 worst; the node keeps to 1.5, the engine to 2.0."""
+    """Ask systemd how exposed the units are: 0 is best, 10 worst; the node keeps to 1.5, an engine to 2.0."""
     from ..daemon.templates import PROGRAM, UNITS, render_unit, unit_name
 
     command = shutil.which("systemd-analyze")
@@ -82,7 +85,8 @@ def score(as_json: AsJson = False) -> int:
     found: dict[str, float] = {}
     with tempfile.TemporaryDirectory(prefix="openlora-units-") as folder:
         for unit in UNITS:
-            path = Path(folder) / unit_name(unit)
+            # A template is judged as one of its instances.
+            path = Path(folder) / unit_name(unit, "one" if unit.endswith("@") else "")
             path.write_text(render_unit(unit, Path(PROGRAM)), encoding="utf-8")
             done = subprocess.run(  # noqa: S603
                 [command, "security", "--offline=true", "--no-pager", str(path)],

@@ -101,11 +101,9 @@ def _print(found: dict[str, Any]) -> None:
 
 def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
     rows = [("node", found["node"] or "not registered yet"), ("key", found["key"])]
-    if found["base"]:
-        rows.append(("base model", found["base"]))
-    engine, serving, outbox = found["engine"], found["serving"], found["outbox"]
-    if engine and engine["model"]:
-        rows.append(("engine", f"{engine['model']} on {engine['device'] or '?'}, {engine['maxModelLen']} tokens"))
+    rows += [("base model", base) for base in dict.fromkeys(engine["base"] for engine in found["engines"]) if base]
+    rows += [_engine(engine, alone=len(found["engines"]) == 1) for engine in found["engines"]]
+    serving, outbox = found["serving"], found["outbox"]
     rows.append(("peers", "-" if found["peers"] is None else str(found["peers"])))
     if serving:
         rows.append(
@@ -124,6 +122,15 @@ def _facts(found: dict[str, Any]) -> list[tuple[str, str]]:
         rows.append(("earned", f"{_open(settlement['operatorBalance'])} to claim"))
         rows.append(("gas", f"{_open(settlement['gasBalance'])}, about {settlement['gasTransactions']} transactions"))
     return rows
+
+
+def _engine(engine: dict[str, Any], *, alone: bool) -> tuple[str, str]:
+    """One engine in a line; by its name where it is one of several."""
+    name = "engine" if alone else f"engine {engine['name']}"
+    if not engine["model"]:
+        return name, ": ".join(filter(None, (engine["level"], engine["reason"])))
+    where = f"{engine['model']} on {engine['device'] or '?'}, {engine['maxModelLen']} tokens"
+    return name, where if alone else f"{where}, {engine['running']} running"
 
 
 def _open(wei: str | int) -> str:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import types
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
 
 from . import yamlfile
+from .engines import EachEngine
 from .kinds import Choice, Count, Flag, Kind
-from .schema import Config, Section
+from .schema import Config
+from .section import Section
 
 ENV_PREFIX = "OPENLORA_"
+GROUP = "engines"
+"""The one section whose keys stand below names of the operator's. It has no variables: a name could not be told."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +41,9 @@ class Key:
 
     @property
     def env(self) -> str:
-        """`OPENLORA_SECTION__KEY`."""
+        """`OPENLORA_SECTION__KEY`; empty for a key of a named engine."""
+        if self.section.startswith(f"{GROUP}."):
+            return ""
         return f"{ENV_PREFIX}{self.section}__{self.name}".upper()
 
     @property
@@ -123,6 +130,8 @@ def _key(section: str, name: str, field: FieldInfo) -> Key:
 def _sections() -> dict[str, type[Section]]:
     sections: dict[str, type[Section]] = {}
     for name, field in Config.model_fields.items():
+        if name == GROUP:
+            continue
         assert isinstance(field.annotation, type)
         assert issubclass(field.annotation, Section)
         sections[name] = field.annotation
@@ -133,5 +142,31 @@ SECTIONS = _sections()
 KEYS = tuple(
     _key(section, name, field) for section, model in SECTIONS.items() for name, field in model.model_fields.items()
 )
+EACH_ENGINE = {name: _key(f"{GROUP}.NAME", name, field) for name, field in EachEngine.model_fields.items()}
+"""The keys of one engine in `engines`, by name."""
 BY_DOTTED = {key.dotted: key for key in KEYS}
 BY_ENV = {key.env: key for key in KEYS}
+LAST_OF_ENGINE = [key for key in KEYS if key.section == "engine"][-1]
+
+
+def key_at(path: Sequence[str | int]) -> Key | None:
+    """The key that a path of names lies in; None where it ends above one."""
+    if path[0] != GROUP:
+        return BY_DOTTED.get(".".join(map(str, path[:2])))
+    known = EACH_ENGINE.get(str(path[2])) if len(path) > 2 else None
+    return known and replace(known, section=f"{GROUP}.{path[1]}")
+
+
+def keys_of(config: Config) -> Iterator[tuple[Key, object]]:
+    """Every key of a configuration with its value, those of each named engine after those of `engine`."""
+    for key in KEYS:
+        yield key, key.of(config)
+        if key is LAST_OF_ENGINE:
+            for name, each in config.engines.items():
+                for known in EACH_ENGINE.values():
+                    yield replace(known, section=f"{GROUP}.{name}"), getattr(each, known.name)
+
+
+def depth_of(path: Sequence[str | int]) -> int:
+    """How many parts of a path name a key."""
+    return 3 if path[0] == GROUP else 2

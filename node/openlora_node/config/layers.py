@@ -8,10 +8,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ..protocol.errors import ErrorCode
 from . import yamlfile
-from .catalog import BY_DOTTED, BY_ENV, ENV_PREFIX, KEYS, SECTIONS, Key
+from .catalog import BY_DOTTED, BY_ENV, EACH_ENGINE, ENV_PREFIX, GROUP, KEYS, SECTIONS, Key
 from .leaks import names_secret, secret_in, where_it_belongs
 from .problems import Problem, did_you_mean, shown
 
@@ -23,7 +24,7 @@ FLAG = "--set"
 class Layer:
     """What one source says: plain values by section and key, and the place of each."""
 
-    values: dict[str, dict[str, yamlfile.Value]] = field(default_factory=dict)
+    values: dict[str, dict[str, Any]] = field(default_factory=dict)
     places: dict[tuple[str | int, ...], str] = field(default_factory=dict)
     problems: list[Problem] = field(default_factory=list)
 
@@ -57,8 +58,8 @@ def read_file(path: Path) -> Layer:
         if what := secret_in(text):
             layer.refuse_secret(f"{name}:{line}", dotted(leaf), what)
     for node, place in places.items():
-        # The first two levels are names that `_take_section` judges; a secret may hide deeper, below a wrong key.
-        if node and isinstance(node[-1], str) and (len(node) > 2 or node[0] not in SECTIONS) and _is_secret(node[-1]):
+        # The upper levels are names that `_take_section` judges; a secret may hide deeper, below a wrong key.
+        if node and isinstance(node[-1], str) and not _is_judged(node) and _is_secret(node[-1]):
             layer.refuse_secret(place, dotted(node), secret_in(node[-1]) or "")
     if document.root is not None and not isinstance(document.root, dict):
         layer.refuse(places[()], "", "write sections with their keys below them, such as `node:`")
@@ -71,9 +72,11 @@ def read_file(path: Path) -> Layer:
 
 def _take_section(layer: Layer, section: str, content: yamlfile.Value, places: Mapping[yamlfile.KeyPath, str]) -> None:
     place = places[section,]
-    if section not in SECTIONS:
+    if section == GROUP:
+        _take_engines(layer, content, places)
+    elif section not in SECTIONS:
         if not _is_secret(section):
-            _refuse_name(layer, place, section, "section", {name: name for name in SECTIONS})
+            _refuse_name(layer, place, section, "section", {name: name for name in (*SECTIONS, GROUP)})
     elif isinstance(content, dict):
         names = {key.name: key.dotted for key in KEYS if key.section == section}
         for name, value in content.items():
@@ -84,6 +87,31 @@ def _take_section(layer: Layer, section: str, content: yamlfile.Value, places: M
                 _refuse_name(layer, places[section, name], name, "key", names, within=section)
     elif content is not None:
         layer.refuse(place, section, "this is a section: write its keys below it, indented")
+
+
+def _take_engines(layer: Layer, content: yamlfile.Value, places: Mapping[yamlfile.KeyPath, str]) -> None:
+    """Engines by name, each with its keys."""
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        layer.refuse(places[GROUP,], GROUP, "write a name for each engine, with its keys below it, indented")
+        return
+    names = {name: f"{GROUP}.NAME.{name}" for name in EACH_ENGINE}
+    for engine, keys in content.items():
+        place, label = places[GROUP, engine], f"{GROUP}.{shown(engine)}"
+        if _is_secret(engine):
+            layer.refuse_secret(place, label, secret_in(engine) or "")
+        elif isinstance(keys, dict):
+            layer.values.setdefault(GROUP, {})[engine] = {key: keys[key] for key in keys if key in EACH_ENGINE}
+            for key in keys.keys() - EACH_ENGINE.keys():
+                _refuse_name(layer, places[GROUP, engine, key], key, "key", names, within=label)
+        else:
+            layer.refuse(place, label, "this is an engine: write its keys below it, indented, such as model")
+
+
+def _is_judged(node: yamlfile.KeyPath) -> bool:
+    """Whether a name stands where a section, a key or an engine does."""
+    return len(node) <= 2 if node[0] in SECTIONS else node[0] == GROUP and len(node) <= 3
 
 
 def read_environment(environ: Mapping[str, str]) -> Layer:

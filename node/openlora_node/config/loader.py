@@ -17,7 +17,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 from pydantic_settings import PydanticBaseSettingsSource
 
-from .catalog import BY_DOTTED, KEYS, Key
+from .catalog import Key, depth_of, key_at, keys_of
+from .engines import MAX_ENGINES
 from .kinds import ERROR_TYPE
 from .layers import CONFIG_VARIABLE, FLAG, Layer, dotted, read_environment, read_file, read_flags
 from .problems import ConfigError, Problem
@@ -84,7 +85,10 @@ def load(file: Path | None = None, *, environ: Mapping[str, str] | None = None, 
         raise ConfigError(sorted(problems, key=_reading_order)) from None
     if problems:
         raise ConfigError(sorted(problems, key=_reading_order))
-    settings = tuple(Setting(key, key.of(config), _place((key.section, key.name), layers) or "default") for key in KEYS)
+    settings = tuple(
+        Setting(key, value, _place((*key.section.split("."), key.name), layers) or "default")
+        for key, value in keys_of(config)
+    )
     return Loaded(config, path, settings)
 
 
@@ -102,11 +106,14 @@ def _problems(error: ErrorDetails, layers: Sequence[Layer]) -> Iterator[Problem]
     context = error.get("ctx", {})
     if error["type"] == RULE_ERROR:
         for name, message in context["broken"]:
-            key = BY_DOTTED[name]
-            yield Problem(_place((key.section, key.name), layers) or "", name, message)
+            yield Problem(_place(name.split("."), layers) or "", name, message)
         return
     path = error["loc"]
-    key = BY_DOTTED[f"{path[0]}.{path[1]}"]
+    key = key_at(path)
+    if key is None:  # above any key: how many engines, and what they are called
+        reason = context["reason"] if error["type"] == ERROR_TYPE else f"at most {MAX_ENGINES} engines in one node"
+        yield Problem(_place(path[:2], layers) or "", dotted(path[:2]), reason)
+        return
     wanted = key.kind.limits or key.kind.name if key.at_most is None else f"a {key.type_text}"
     reason = context["reason"] if error["type"] == ERROR_TYPE else f"write {wanted}"
     yield Problem(_place(path, layers) or "", dotted(path), reason)
@@ -124,8 +131,8 @@ def _reading_order(problem: Problem) -> tuple[int, int, str]:
 def _place(path: Sequence[str | int], layers: Sequence[Layer]) -> str | None:
     """Where the value at `path`, or what holds it, was written: the highest layer that has the key decides."""
     for layer in layers:
-        if tuple(path[:2]) in layer.places:
+        if tuple(path[: depth_of(path)]) in layer.places:
             return next(
-                layer.places[tuple(path[:n])] for n in range(len(path), 1, -1) if tuple(path[:n]) in layer.places
+                layer.places[tuple(path[:n])] for n in range(len(path), 0, -1) if tuple(path[:n]) in layer.places
             )
     return None

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from .catalog import KEYS, SECTIONS, Key
+from .catalog import EACH_ENGINE, GROUP, KEYS, SECTIONS, Key
+from .engines import MAX_ENGINES, MAX_MODELS, EachEngine
 from .layers import CONFIG_VARIABLE
 from .loader import SYSTEM_FILE
 
@@ -39,13 +40,31 @@ an access key are refused.
 
 def reference() -> str:
     """The whole page."""
-    return "\n".join([_HEAD, *(_section(name) for name in SECTIONS)])
+    parts = [_HEAD]
+    for name in SECTIONS:
+        parts.append(_section(name))
+        if name == "engine":
+            parts.append(_engines())
+    return "\n".join(parts)
 
 
 def _section(name: str) -> str:
     rows = [_row(key) for key in KEYS if key.section == name]
     head = ["| key | type | default | variable | meaning |", "| --- | --- | --- | --- | --- |"]
     return "\n".join([f"## {name}", "", SECTIONS[name].__doc__ or "", "", *head, *rows, ""])
+
+
+def _engines() -> str:
+    rows = [
+        f"| `{key.name}` | {key.type_text} | `{key.default_text}` | {key.meaning} |" for key in EACH_ENGINE.values()
+    ]
+    head = ["| key | type | default | meaning |", "| --- | --- | --- | --- |"]
+    about = (
+        f"{EachEngine.__doc__} At most {MAX_ENGINES} of {MAX_MODELS} base models, in the file only: they have no"
+        " variables and no flags. `engine` then holds `adapters_dir` and `grace` alone. Where two serve one base, each"
+        " request goes to one of them."
+    )
+    return "\n".join([f"## {GROUP}", "", about, "", *head, *rows, ""])
 
 
 def _row(key: Key) -> str:

@@ -6,6 +6,8 @@ import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
+from .engine_rules import ENGINE_RULES
+
 if TYPE_CHECKING:
     from .endpoints import HostPort
     from .schema import Config
@@ -31,17 +33,6 @@ def chain_is_the_networks(config: Config) -> Iterator[Broken]:
     expected = CHAIN_IDS.get(config.node.network)
     if expected and config.chain.chain_id not in (None, expected):
         yield "chain.chain_id", f"the network {config.node.network} has chain id {expected}: write that, or null"
-
-
-def engine_is_reached_one_way(config: Config) -> Iterator[Broken]:
-    """The native engine listens on a socket only; a vLLM server is never ours to start."""
-    engine = config.engine
-    if engine.backend == "native" and engine.url:
-        yield "engine.url", "set engine.backend: vllm, or leave out the url: the native engine has a socket only"
-    if engine.backend == "vllm" and engine.spawn:
-        yield "engine.spawn", "set engine.spawn: false: a vLLM server is started by its own service"
-    if engine.backend == "vllm" and (engine.url is None) == (engine.socket is None):
-        yield "engine.url", "name the vLLM server by engine.url or by engine.socket, one of the two"
 
 
 def api_stays_local(config: Config) -> Iterator[Broken]:
@@ -96,8 +87,11 @@ def listeners_differ(config: Config) -> Iterator[Broken]:
 def socket_paths_fit(config: Config) -> Iterator[Broken]:
     """The kernel takes no longer path for a Unix socket."""
     sockets = [("api.control_socket", config.api.control_socket, config.control_socket)]
-    if config.engine.url is None:
-        sockets.append(("engine.socket", config.engine.socket, config.engine_socket))
+    sockets += [
+        (f"{engine.where}.socket", engine.keys.socket, engine.socket)
+        for engine in config.all_engines
+        if engine.keys.url is None
+    ]
     for key, chosen, path in sockets:
         if len(os.fsencode(path)) > MAX_SOCKET_PATH:
             key_to_change = key if chosen else "node.data_dir"
@@ -108,7 +102,7 @@ def socket_paths_fit(config: Config) -> Iterator[Broken]:
 
 RULES: tuple[Callable[[Config], Iterator[Broken]], ...] = (
     chain_is_the_networks,
-    engine_is_reached_one_way,
+    *ENGINE_RULES,
     api_stays_local,
     gateway_stays_local,
     spending_adds_up,

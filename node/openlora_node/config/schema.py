@@ -8,53 +8,28 @@ from __future__ import annotations
 
 from datetime import timedelta
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, PydanticBaseSettingsSource, SettingsConfigDict
 
 from ..protocol.crypto import Address
 from .endpoints import HostPort, HttpUrl, Listen, Multiaddr
+from .engines import MAX_ENGINES, EachEngine, Engine, EngineName, NamedEngine, named_engines
 from .kinds import (
     Amount,
     Count,
     Duration,
-    FilePath,
-    ModelRef,
     RateLimit,
     Size,
     WalletAddress,
 )
 from .rules import RULE_ERROR, broken_rules
+from .section import Bytes, File, Section, Wei, key, keys, section
 from .units import Rate
 
 ADVERT_TTL_INTERVALS = 3
-
-File = Annotated[Path, FilePath()]
-Wei = int
-Bytes = int
-
-
-def key(default: object, meaning: str) -> Any:
-    """A key's default, written as a file would write it, and its meaning for the reference."""
-    return Field(default=default, description=meaning, validate_default=True)
-
-
-def keys(default: tuple[str, ...], at_most: int, meaning: str) -> Any:
-    """The same for a key that holds a list."""
-    return Field(default=default, description=meaning, validate_default=True, max_length=at_most)
-
-
-def section() -> Any:
-    """A section that may be left out. Validated when a `Config` is built: the home directory is looked up then."""
-    return Field(default={}, validate_default=True)
-
-
-class Section(BaseModel):
-    """Keys that belong together. Frozen; unknown keys are errors."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", frozen=True)
 
 
 class Node(Section):
@@ -119,25 +94,6 @@ class Network(Section):
     max_connections: Annotated[int, Count(8, 10_000)] = key(256, "Most connections open at once.")
     relay: Literal["off", "use", "serve"] = key(
         "use", "off: direct connections only; use: through a relay when unreachable; serve: also relay for others."
-    )
-
-
-class Engine(Section):
-    """The engine process and what the daemon asks of it."""
-
-    backend: Literal["native", "vllm"] = key("native", "This project's engine, or a vLLM server.")
-    spawn: bool = key(True, "Start and supervise the native engine. false: a service or a vLLM server runs by itself.")
-    socket: File | None = key(None, "Unix socket of the engine. null: `engine.sock` in the network's directory.")
-    url: Annotated[str, HttpUrl()] | None = key(None, "vLLM server that is reached by TCP instead of a Unix socket.")
-    model: Annotated[str, ModelRef()] | None = key(None, "Base model to serve; a node needs one, a gateway does not.")
-    adapters_dir: File | None = key(
-        None, "Directory from which the engine loads adapters. null: `artifacts` in the network's directory."
-    )
-    host_cache: Annotated[Bytes, Size("0B", "4TiB")] = key(
-        "4GiB", "Host memory for adapters that no device slot holds."
-    )
-    grace: Annotated[timedelta, Duration("0s", "5m")] = key(
-        "30s", "Time that running requests get to finish when the node stops; keep it below TimeoutStopSec."
     )
 
 
@@ -254,6 +210,7 @@ class Config(BaseSettings):
     chain: Chain = section()
     network: Network = section()
     engine: Engine = section()
+    engines: dict[Annotated[str, EngineName()], EachEngine] = Field(default={}, max_length=MAX_ENGINES)
     artifacts: Artifacts = section()
     pricing: Pricing = section()
     limits: Limits = section()
@@ -291,9 +248,9 @@ class Config(BaseSettings):
         return self.api.control_socket or self.state_dir / "control.sock"
 
     @property
-    def engine_socket(self) -> Path:
-        """The engine's Unix socket; not used when `engine.url` is set."""
-        return self.engine.socket or self.state_dir / "engine.sock"
+    def all_engines(self) -> tuple[NamedEngine, ...]:
+        """The engines of this node, whichever way they are written: at least one."""
+        return named_engines(self.engine, self.engines, self.state_dir)
 
     @property
     def adapters_dir(self) -> Path:

@@ -17,13 +17,16 @@ MAX_U32 = (1 << 32) - 1
 
 @dataclass(frozen=True)
 class Situation:
-    """What the advert is made of. `serving` says whether a request that came now would be served."""
+    """What the advert is made of. `serving` says whether a request that came now would be served.
+
+    `bases` are the base models that are served now, or all of them while none is; `infos` the engines that serve.
+    """
 
     serving: bool = False
     draining: bool = False
-    base: bytes | None = None
+    bases: tuple[bytes, ...] = ()
     adapters: frozenset[bytes] = frozenset()
-    info: EngineInfo | None = None
+    infos: tuple[EngineInfo, ...] = ()
     queue: int = 0
     tokens_per_second: float = 0.0
     hardware: Hardware = field(default_factory=Hardware)
@@ -37,21 +40,30 @@ def state_of(situation: Situation) -> NodeState:
 
 
 def own_state(situation: Situation, pricing: Pricing) -> OwnState:
-    """The advert's contents. Reach and addresses are the network's own to fill in."""
-    info = situation.info
+    """The advert's contents. Reach and addresses are the network's own to fill in.
+
+    One advert speaks for all engines: queue and speed are their sums, the context is what every base takes, since a
+    payer that trusts the advert must not be refused for its prompt's length.
+    """
+    infos = situation.infos
     return OwnState(
         state=state_of(situation),
-        base_models=() if situation.base is None else (situation.base,),
+        base_models=situation.bases,
         adapters=situation.adapters,
         input_rate=pricing.input,
         output_rate=pricing.output,
         queue_depth=min(situation.queue, MAX_U32),
         tokens_per_second=min(max(0, round(situation.tokens_per_second)), MAX_U32),
-        max_context=info.max_model_len if info else 0,
+        max_context=min((info.max_model_len for info in infos), default=0),
         hardware=situation.hardware,
-        dtype=_printable(info.dtype if info else ""),
+        dtype=_printable(_of_all({info.dtype for info in infos})),
         version=_printable(version("openlora-node")),
     )
+
+
+def _of_all(dtypes: set[str]) -> str:
+    """The number format of all engines; bytes of an advert are few, so different ones are not listed."""
+    return next(iter(dtypes)) if len(dtypes) == 1 else "mixed" if dtypes else ""
 
 
 def _printable(text: str) -> str:

@@ -48,7 +48,7 @@ class Describes(Protocol):
 async def find_base(
     model: str, store: Describes, cache: Path, fetch: Callable[[bytes], Awaitable[Path]] | None = None
 ) -> Base:
-    """The base that `engine.model` names: a folder, or an artifact id, which is fetched where it is not here.
+    """The base that an engine's `model` names: a folder, or an artifact id, which is fetched where it is not here.
 
     Raises CONFIG_INVALID where there is no such folder, NOT_FOUND where nobody has it, BAD_MANIFEST, STORAGE_*.
     """
@@ -82,7 +82,8 @@ def _stamp(folder: Path) -> str:
         folder = Path()
     if not (folder / "config.json").is_file():
         raise OpenLoraError(
-            ErrorCode.CONFIG_INVALID, "engine.model names no folder of a model: it holds no config.json"
+            ErrorCode.CONFIG_INVALID,
+            f"{folder} is no folder of a model, which holds a config.json: correct the engine's key `model`",
         )
     return digest.hexdigest()
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
+from ..config.engines import ONLY, NamedEngine
 from ..config.schema import Config
 from ..datadir import LOCK_NAME
 from ..network.hardware import probe
@@ -19,6 +20,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.health import Level
 from ..protocol.ids import format_address
 from .board import LOW_DISK_BYTES, disk_health
+from .engine import api_key
 from .keys import node_address, open_node_key
 from .setup import free_space
 
@@ -65,7 +67,7 @@ def local_checks(config: Config, *, running: bool, environment: Mapping[str, str
     yield check_state(config)
     yield check_disk(config)
     yield from check_device()
-    yield check_engine(config)
+    yield from check_engines(config)
     yield check_ports(config, running=running)
     yield check_address(config, environment)
 
@@ -134,20 +136,35 @@ def check_device(driver_of: Callable[[], str] | None = None) -> Iterator[Check]:
         yield ok("vram", found)
 
 
-def check_engine(config: Config) -> Check:
-    """A model to serve, and who runs the engine."""
-    engine = config.engine
-    if engine.model is None and (engine.spawn or engine.backend == "vllm"):
-        return fail("engine", "engine.model names no base model", "set engine.model to a folder or an artifact id")
-    if engine.model is not None and engine.model.startswith("/") and not Path(engine.model).is_dir():
-        return fail("engine", f"there is no folder {engine.model}", "correct engine.model")
-    if engine.spawn:
-        return ok("engine", f"started by the node for {engine.model}")
-    if engine.url:
-        return ok("engine", f"by itself at {engine.url}")
-    if not config.engine_socket.is_socket():
-        return warn("engine", f"nothing listens on {config.engine_socket}", "systemctl start openlora-engine")
-    return ok("engine", f"by itself on {config.engine_socket}")
+def check_engines(config: Config) -> Iterator[Check]:
+    """Of each engine a model to serve, and who runs it."""
+    for engine in config.all_engines:
+        yield check_engine(engine, "engine" if engine.name == ONLY else f"engine {engine.name}")
+
+
+def check_engine(engine: NamedEngine, name: str) -> Check:
+    """One of them."""
+    keys, at = engine.keys, engine.where
+    if keys.model is None and (keys.spawn or keys.backend == "vllm"):
+        return fail(name, f"{at}.model names no base model", f"set {at}.model to a folder or an artifact id")
+    if keys.model is not None and keys.model.startswith("/") and not Path(keys.model).is_dir():
+        return fail(name, f"there is no folder {keys.model}", f"correct {at}.model")
+    if keys.spawn:
+        return ok(name, f"started by the node for {keys.model}, device {keys.device}")
+    if keys.url:
+        try:
+            api_key(engine)
+        except OpenLoraError as error:
+            return fail(name, error.message, f"correct {at}.api_key_file", error.code)
+        return ok(name, f"by itself at {keys.url}")
+    return _socket(engine, name)
+
+
+def _socket(engine: NamedEngine, name: str) -> Check:
+    if not engine.socket.is_socket():
+        unit = "openlora-engine" if engine.name == ONLY else f"openlora-engine@{engine.name}"
+        return warn(name, f"nothing listens on {engine.socket}", f"systemctl start {unit}")
+    return ok(name, f"by itself on {engine.socket}")
 
 
 def check_ports(config: Config, *, running: bool) -> Check:

@@ -18,7 +18,7 @@ from ..network import reach_report
 from ..network.service import Network
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, format_artifact_id, format_bytes, parse_address, parse_artifact_id
-from . import logs
+from . import fleet, logs
 from .status import as_json, status
 
 if TYPE_CHECKING:
@@ -136,8 +136,9 @@ class Handlers:
         """Delete it from the store and from the engine."""
         artifact, rooms = _artifact(parameters), self._node.rooms
         store = _open(rooms.store, "the artifact store")
-        if rooms.engine is not None and rooms.engine.info is not None:
-            await rooms.engine.client.unload(artifact)
+        for engine in fleet.serving(rooms.engines):
+            await engine.client.unload(artifact)
+            engine.lane.drop(artifact)
         await asyncio.to_thread(store.remove, artifact)
         return {"removed": True}
 

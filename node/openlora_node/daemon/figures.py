@@ -24,6 +24,7 @@ def figures(node: Node) -> Iterator[Figure]:
         yield Figure("service_up", "1 up, 0.5 impaired, 0 down.", LEVELS[service.level], {"service": service.name})
     yield Figure("start_time_seconds", "Unix time of the start.", node.started_at)
     yield from _serving(rooms)
+    yield from _engines(rooms)
     yield from _machine(node, rooms)
     yield from _network(node)
     yield from _settlement(rooms)
@@ -40,11 +41,18 @@ def _serving(rooms: Rooms) -> Iterator[Figure]:
     yield Figure("receipts_total", "Receipts since the start.", load.responses, counts=True)
 
 
+def _engines(rooms: Rooms) -> Iterator[Figure]:
+    """Each engine under its own name, `main` where the configuration has one only."""
+    for each in rooms.engines:
+        label = {"engine": each.name}
+        yield Figure("engine_up", "1 while the engine serves.", LEVELS[each.health().level], label)
+        yield Figure("engine_running", "Requests that generate in the engine.", each.lane.running, label)
+        yield Figure("engine_starts_total", "Times that the engine was started.", each.starts, label, counts=True)
+
+
 def _machine(node: Node, rooms: Rooms) -> Iterator[Figure]:
     if rooms.store is not None:
         yield Figure("adapters_cached", "Adapters in the store.", len(rooms.store.ids("adapter")))
-    if rooms.engine is not None:
-        yield Figure("engine_starts_total", "Times that the engine was started.", rooms.engine.starts, counts=True)
     yield Figure("memory_free_bytes", "Free memory of the device.", node.hardware.memory_free << 20)
     yield Figure("memory_total_bytes", "Memory of the device.", node.hardware.memory_total << 20)
 
@@ -80,6 +88,9 @@ def _settlement(rooms: Rooms) -> Iterator[Figure]:
         yield Figure("due_wei", "What newest vouchers are worth beyond what was redeemed.", found.due)
         yield Figure("due_ledgers", "Ledgers behind that.", found.due_ledgers)
         yield Figure("owed_wei", "What channels owe beyond their escrow.", found.owed)
+        yield Figure("receipts_unbatched", "Receipts without a root queued or on chain.", found.unbatched)
+        if found.totals.last_claim:
+            yield Figure("last_claim_timestamp_seconds", "Unix time of the newest claim.", found.totals.last_claim)
         yield Figure("claimable_wei", "Earned and not claimed.", found.operator_balance)
         yield Figure("gas_balance_wei", "Balance of the node key.", found.gas_balance)
         yield Figure("gas_transactions", "Typical transactions that it pays for.", found.gas_transactions)

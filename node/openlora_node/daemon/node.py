@@ -9,6 +9,7 @@ import time
 from collections.abc import Mapping
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from importlib.metadata import version
 
 from openlora_chain.errors import ChainError
@@ -23,6 +24,7 @@ from ..network.service import Network
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.health import Level, ServiceHealth
 from ..protocol.structs import Reach
+from . import fleet
 from .adverts import Situation, own_state
 from .board import ESSENTIAL, Board, clock_health, disk_health, summary
 from .identity import registration
@@ -182,13 +184,14 @@ class Node:
 
     def _situation(self, rooms: Rooms) -> Situation:
         load = rooms.serving.load() if rooms.serving else None
+        up = fleet.serving(rooms.engines)
         missing = [s for s in self.board.services() if s.name in ESSENTIAL and not s.works]
         return Situation(
             serving=load is not None and not missing,
             draining=bool(self.stopping) or (load is not None and load.draining),
-            base=rooms.base.artifact if rooms.base else None,
+            bases=fleet.bases(up) or rooms.bases,
             adapters=rooms.store.ids("adapter") if rooms.store else frozenset(),
-            info=rooms.engine.info if rooms.engine else None,
+            infos=tuple(each.info for each in up if each.info is not None),
             queue=load.queue if load else 0,
             tokens_per_second=load.tokens_per_second if load else 0.0,
             hardware=self.hardware,
@@ -217,9 +220,8 @@ class Node:
 
     async def _announced_at(self, network: Network) -> int:
         """When the newest live advert of this node was signed; what was known before while there is none."""
-        rooms = self.rooms
-        adverts = await network.nodes(rooms.base.artifact) if rooms.base is not None else ()
-        own = [advert.value.issued_at for advert in adverts if advert.node == rooms.node]
+        adverts = [advert for base in self.rooms.bases for advert in await network.nodes(base)]
+        own = [advert.value.issued_at for advert in adverts if advert.node == self.rooms.node]
         return max(own, default=self.seen.announced_at)
 
     async def _tell_time(self) -> None:
@@ -241,6 +243,8 @@ class Node:
         board.add("chain", self._chain)
         board.add("journal", lambda: _opened("journal", self.rooms.journal))
         board.add("engine", self._engine)
+        for place, engine in enumerate(self.config.all_engines if self.config.engines else ()):
+            board.add(f"engine-{engine.name}", partial(self._one_engine, place))
         board.add("serving", self._serving)
         board.add("network", lambda: self._network)
         board.add("reach", lambda: self._reach)
@@ -265,9 +269,13 @@ class Node:
 
     def _engine(self) -> ServiceHealth:
         rooms = self.rooms
-        if rooms.engine is None or rooms.serving is None:
-            return _opened("engine", None, rooms.waits_for if rooms.engine else "")
-        return rooms.engine.health()
+        if not rooms.engines or rooms.serving is None:
+            return _opened("engine", None, rooms.waits_for if rooms.engines else "")
+        return fleet.health(rooms.engines)
+
+    def _one_engine(self, place: int) -> ServiceHealth:
+        engines = self.rooms.engines
+        return engines[place].health() if engines else _opened("engine", None, self.rooms.waits_for)
 
     def _serving(self) -> ServiceHealth:
         serving = self.rooms.serving

@@ -19,8 +19,8 @@ from ..api.signed import SignedDoor
 from ..artifacts import ArtifactStore
 from ..attribution import Epochs
 from ..attribution.tracer import FOLDER as INDEXES
-from ..attribution.tracer import Tracer
 from ..chainview import ChainParts, open_chain
+from ..config.engines import ONLY, NamedEngine
 from ..config.schema import Config
 from ..datadir import JOURNAL_NAME
 from ..journal import Binding, Journal, Reader
@@ -37,9 +37,8 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_bytes
 from ..protocol.messages import ARTIFACT, INFER, VOUCHER
 from ..serving import Prices, Serving, ServingOptions
-from ..serving.ports import Tracing, only_declared
 from ..settlement import SettlementService, make_outbox
-from .base import CACHE_NAME, Base, find_base
+from . import fleet
 from .doors import Doors, SessionHandler, serve_vouchers
 from .engine import EngineKeeper, open_engine
 from .identity import registered, remembered
@@ -65,8 +64,7 @@ class Rooms:
     journal: Journal | None = None
     store: ArtifactStore | None = None
     outbox: Outbox | None = None
-    engine: EngineKeeper | None = None
-    base: Base | None = None
+    engines: tuple[EngineKeeper, ...] = ()
     network: Network | None = None
     shelf: Shelf | None = None
     serving: Serving | None = None
@@ -75,6 +73,11 @@ class Rooms:
     settlement: SettlementService | None = None
     waits_for: str = "starting"
     """What opening the next room waits for."""
+
+    @property
+    def bases(self) -> tuple[bytes, ...]:
+        """The artifact ids of the base models, as far as they are known."""
+        return fleet.bases(self.engines)
 
 
 def now() -> int:
@@ -167,28 +170,26 @@ class Opener:
         self._changed()
 
     async def _open_serving(self) -> None:
-        """The engine with its base, and the doors. What serves is looked up by base, so several could stand here."""
+        """The engines with their bases, and the doors."""
         rooms, config = self._rooms, self._rooms.config
         assert rooms.chain is not None
         assert rooms.node is not None
         assert rooms.store is not None
         assert rooms.network is not None
         assert rooms.journal is not None
-        rooms.engine = await self._stack.enter_async_context(open_engine(config, self._changed))
-        fetching = Shelf(rooms.store, rooms.chain.view, rooms.network, rooms.node, None, config.artifacts.max_adapter)
-        rooms.base = await self._base(fetching)
-        base = rooms.base.artifact
-        rooms.shelf = Shelf(
-            rooms.store, rooms.chain.view, rooms.network, rooms.node, base, config.artifacts.max_adapter
-        )
+        rooms.engines = tuple([await self._engine(each) for each in config.all_engines])
+        limit = config.artifacts.max_adapter
+        self._wait_for("the base model is being read")
+        fetching = Shelf(rooms.store, rooms.chain.view, rooms.network, rooms.node, (), limit)
+        await fleet.find_bases(rooms.engines, rooms.store, config.state_dir, fetching.fetch)
+        rooms.shelf = Shelf(rooms.store, rooms.chain.view, rooms.network, rooms.node, rooms.bases, limit)
         self._stack.push_async_callback(rooms.shelf.fetcher.close)
-        await rooms.network.follow(base)
-        if config.engine.spawn:
-            assert rooms.base.folder is not None
-            rooms.engine.spawn(rooms.base.folder, base)
-        self._start("engine", rooms.engine.run, restart=BackOff())
-        self._stack.push_async_callback(rooms.engine.stop)  # on the way down it has ended before its task is cancelled
-        rooms.serving = await self._serving(base)
+        for base in rooms.bases:
+            await rooms.network.follow(base)
+        for keeper in rooms.engines:
+            self._start("engine" if keeper.name == ONLY else f"engine {keeper.name}", keeper.run, restart=BackOff())
+        self._stack.push_async_callback(self._stop_engines)  # they have ended before their tasks are cancelled
+        rooms.serving = await self._serving()
         handle = self._meters.watch(rooms.serving.handle)
         if rooms.signed is not None:
             rooms.signed.handle, rooms.signed.accounts = handle, rooms.serving
@@ -202,12 +203,21 @@ class Opener:
         self._start("doors", rooms.doors.run)
         self._changed()
 
-    async def _serving(self, base: bytes) -> Serving:
-        rooms, pricing = self._rooms, self._rooms.config.pricing
+    async def _engine(self, engine: NamedEngine) -> EngineKeeper:
+        on_load = self._meters.adapter_load.labels(engine.name).observe
+        opening = open_engine(self._rooms.config, engine, self._changed, on_load)
+        return await self._stack.enter_async_context(opening)
+
+    async def _stop_engines(self) -> None:
+        """All at once: they share one grace."""
+        await asyncio.gather(*(keeper.stop() for keeper in self._rooms.engines))
+
+    async def _serving(self) -> Serving:
+        rooms, config = self._rooms, self._rooms.config
+        pricing = config.pricing
         assert rooms.chain is not None
         assert rooms.node is not None
         assert rooms.journal is not None
-        assert rooms.engine is not None
         assert rooms.shelf is not None
         assert rooms.network is not None
         candidates = Candidates(rooms.network, own=rooms.node)
@@ -218,8 +228,7 @@ class Opener:
             key=rooms.wallet,
             chain=rooms.chain.view,
             journal=rooms.journal,
-            engine=rooms.engine.client,
-            base=base,
+            engines=fleet.choices(rooms.engines),
             artifacts=rooms.shelf,
             prices=lambda: prices,
             options=ServingOptions.of(rooms.config),
@@ -227,32 +236,10 @@ class Opener:
             alternatives=lambda pipeline: candidates.alternatives(
                 pipeline.base, [adapter.id for adapter in pipeline.adapters]
             ),
-            trace=self._tracing(),
+            trace=fleet.tracing(rooms.engines, config.state_dir / INDEXES, self._stack.callback),
         )
         await serving.start()
         return serving
-
-    def _tracing(self) -> Tracing:
-        """What finds datasets in responses; nothing where only the engine sees the base's tokenizer."""
-        rooms = self._rooms
-        if rooms.base is None or rooms.base.folder is None:
-            return only_declared
-        tracer = Tracer(rooms.config.state_dir / INDEXES, rooms.base.folder)
-        self._stack.callback(tracer.close)
-        return tracer
-
-    async def _base(self, shelf: Shelf) -> Base:
-        """The base model. Where only the engine knows it, wait for the engine to say."""
-        rooms, config = self._rooms, self._rooms.config
-        assert rooms.store is not None
-        cache = config.state_dir / CACHE_NAME
-        if config.engine.model is not None:
-            self._wait_for("the base model is being read")
-            fetch = shelf.fetch if config.engine.spawn else None
-            return await find_base(config.engine.model, rooms.store, cache, fetch)
-        raise OpenLoraError(
-            ErrorCode.CONFIG_INVALID, "engine.model names no base model: set it to a folder or an artifact id"
-        )
 
     def _open_settlement(self) -> None:
         rooms, config = self._rooms, self._rooms.config

@@ -44,14 +44,17 @@ class Shelf:
         chain: AccessView,
         network: OpensSessions,
         node: bytes,
-        base: bytes | None,
+        bases: tuple[bytes, ...],
         limit: int,
     ) -> None:
-        """`limit`: most bytes of an adapter that a request makes this node fetch."""
+        """`bases`: whose nodes are asked for what is missing.
+
+        `limit`: most bytes of an adapter that a request makes this node fetch.
+        """
         self.store = store
         self.fetcher = Fetcher(store, lambda peer: network.open(peer, ARTIFACT))
         self._chain = chain
-        self._finder = Finder(network, lambda: () if base is None else (base,))
+        self._finder = Finder(network, lambda: bases)
         self._node = node
         self._limit = limit
 

@@ -16,6 +16,7 @@ from ..protocol.ids import format_address, format_artifact_id, format_bytes
 from .board import ESSENTIAL
 
 if TYPE_CHECKING:
+    from .engine import EngineKeeper
     from .node import Node
     from .rooms import Rooms
 
@@ -40,8 +41,9 @@ async def status(node: Node) -> dict[str, Any]:
     rooms = node.rooms
     body["node"] = format_bytes(rooms.node) if rooms.node else None
     body["key"] = format_address(rooms.wallet.address)
-    body["base"] = format_artifact_id(rooms.base.artifact) if rooms.base else None
-    body["engine"] = _engine(rooms)
+    body["engines"] = [_engine(each) for each in rooms.engines]
+    body["engine"] = body["engines"][0] if body["engines"] else None
+    body["base"] = body["engine"]["base"] if body["engine"] else None
     body["serving"] = as_json(rooms.serving.load()) if rooms.serving else None
     body["settlement"] = as_json(rooms.settlement.status()) if rooms.settlement else None
     body["outbox"] = as_json(rooms.outbox.status) if rooms.outbox else None
@@ -73,12 +75,14 @@ def as_json(value: Any) -> Any:
     return found
 
 
-def _engine(rooms: Rooms) -> dict[str, Any] | None:
-    engine = rooms.engine
-    if engine is None:
-        return None
-    info = engine.info
+def _engine(engine: EngineKeeper) -> dict[str, Any]:
+    info, health = engine.info, engine.health()
     return {
+        "name": engine.name,
+        "base": format_artifact_id(engine.base.artifact) if engine.base else None,
+        "level": health.level.value,
+        "reason": health.reason,
+        "running": engine.lane.running,
         "pid": engine.pid,
         "starts": engine.starts,
         "model": info.model if info else None,

@@ -11,8 +11,9 @@ from typing import Literal
 from ..config.catalog import BY_DOTTED
 from ..protocol.errors import ErrorCode, OpenLoraError
 
-Unit = Literal["node", "engine"]
-UNITS: tuple[Unit, ...] = ("node", "engine")
+Unit = Literal["node", "engine", "engine@"]
+UNITS: tuple[Unit, ...] = ("node", "engine", "engine@")
+"""The node, its only engine, and one of several by name."""
 PROGRAM = "/usr/local/bin/openlora"
 """The program's place in the units as they lie in the repository."""
 HIDDEN = ("/home", "/root", "/run/user", "/tmp", "/var/tmp")  # noqa: S108 - named, not used
@@ -22,9 +23,9 @@ _PACKAGED = Path(__file__).parents[1] / "templates"
 _SOURCE = Path(__file__).parents[3]
 
 
-def unit_name(unit: Unit) -> str:
-    """The unit's file name."""
-    return f"openlora-{unit}.service"
+def unit_name(unit: Unit, instance: str = "") -> str:
+    """The unit's file name; with `instance` the name of one engine's."""
+    return f"openlora-{unit}{instance}.service"
 
 
 def program() -> Path:

@@ -51,6 +51,8 @@ _NATIVE: Mapping[str, ErrorCode] = {
 
 _STATUSES: Mapping[int, ErrorCode] = {
     400: ErrorCode.MALFORMED,
+    401: ErrorCode.ENGINE_FAILED,
+    403: ErrorCode.ENGINE_FAILED,
     404: ErrorCode.ADAPTER_NOT_FOUND,
     413: ErrorCode.FRAME_TOO_LARGE,
     422: ErrorCode.MALFORMED,
@@ -92,6 +94,8 @@ def _foreign(status: int, message: str) -> tuple[ErrorCode, str | None]:
     if status in (400, 422) and any(words in message for words in _LONG_PROMPT):
         return ErrorCode.PROMPT_TOO_LONG, None
     code = _STATUSES.get(status, ErrorCode.ENGINE_FAILED)
+    if status in (401, 403):
+        return code, "the engine refuses this node's API key: its operator has to set api_key_file"
     if code is ErrorCode.MALFORMED:
         return code, "the engine does not take this request: check the values of its fields"
     return code, None

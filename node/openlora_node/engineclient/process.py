@@ -10,9 +10,9 @@ import signal
 import sys
 import time
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d \S+ (?P<level>[A-Z]+) [\w.]+: ")
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """Times of one engine process, in seconds."""
+    """Times of one engine process, in seconds; what the log calls it, and what its environment has on top."""
 
     grace_s: float = 30.0
     start_s: float = 1800.0
@@ -45,6 +45,8 @@ class ProcessOptions:
     watch_s: float = WATCH_S
     lost_after_s: float = LOST_AFTER_S
     kill_after_s: float = KILL_AFTER_S
+    label: str = "the engine"
+    environment: Mapping[str, str] = field(default_factory=dict)
 
 
 class EngineProcess:
@@ -120,7 +122,7 @@ class EngineProcess:
                 backoff = backoff.after(served_s)
                 seconds = self._monotonic() - began
                 reason = f"the engine {self._fault or _ended(code)} after {seconds:.0f} s: {self._last_words()}"
-                logger.error("%s; it starts again in %.0f s", reason, backoff.wait_s)
+                logger.error("%s: %s; it starts again in %.0f s", self._options.label, reason, backoff.wait_s)
                 self._set(Level.DOWN, f"{reason}; it starts again in {backoff.wait_s:.0f} s")
                 with suppress(TimeoutError):
                     await asyncio.wait_for(self._stopping.wait(), backoff.wait_s)
@@ -177,10 +179,10 @@ class EngineProcess:
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
             start_new_session=True,
-            env=os.environ | {"PYTHONUNBUFFERED": "1"},
+            env=os.environ | {"PYTHONUNBUFFERED": "1", **self._options.environment},
         )
         self.starts += 1
-        logger.info("the engine starts as process %d", self._process.pid)
+        logger.info("%s starts as process %d", self._options.label, self._process.pid)
         if self._stopping.is_set():
             self._signal(signal.SIGTERM)
         return self._process
@@ -203,7 +205,7 @@ class EngineProcess:
             self._level = logging.getLevelNamesMapping().get(stamp["level"], logging.INFO)
             line = line[stamp.end() :]
         self._lines.append(line)
-        logger.log(self._level, "engine: %s", line)
+        logger.log(self._level, "%s: %s", self._options.label.removeprefix("the "), line)
         if READY_MARK in line:
             self._marked.set()
         elif self._health.level is Level.INITIALIZING:
@@ -235,13 +237,13 @@ class EngineProcess:
     def _serves(self, now: float) -> None:
         if self._served_since is None:
             self._served_since = now
-            logger.info("the engine serves")
+            logger.info("%s serves", self._options.label)
         self._set(Level.UP, "")
         self._ready.set()
 
     def _end(self, problem: str) -> None:
         """Kill what does no good; `_life` sees it end."""
-        logger.error("the engine %s: it is killed", problem)
+        logger.error("%s %s: it is killed", self._options.label, problem)
         self._fault = problem
         self._signal(signal.SIGKILL)
 

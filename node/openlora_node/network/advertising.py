@@ -106,6 +106,8 @@ class Advertising:
         self._charged: OrderedDict[tuple[str, bytes, Fault], None] = OrderedDict()
         self._questions: Buckets[str] = Buckets(QUESTIONS)
         self._seq = 0
+        self._told: tuple[bytes, ...] = ()
+        """The bases that the last advert named."""
         self._changed = trio.Event()
         self._material = False
 
@@ -219,7 +221,9 @@ class Advertising:
         advert = Advert(signed.value, signed.pack(), self._host.id)
         self.table.offer(advert, now)
         self._material = False
-        for base in self._own.base_models:
+        # Who follows a base that is served no more hears so at once, not when the older advert expires.
+        told, self._told = self._told, self._own.base_models
+        for base in dict.fromkeys((*self._told, *told)):
             await self.follow(base)
             assert self._gossip is not None
             await self._gossip.publish(topic_of(base), advert.packed)

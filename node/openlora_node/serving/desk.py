@@ -18,7 +18,7 @@ from .capacity import Capacity
 from .facts import Facts
 from .ledgers import Ledgers
 from .meter import Meter
-from .ports import ArtifactsLike, ChainLike, EngineLike, ServingOptions, Tracing, only_declared
+from .ports import ArtifactsLike, ChainLike, EngineChoice, ServingOptions, Tracing, only_declared
 
 _log = logging.getLogger(__name__)
 
@@ -31,7 +31,7 @@ class Desk:
     key: Signer
     chain: ChainLike
     journal: Journal
-    engines: Mapping[bytes, EngineLike]
+    engines: Mapping[bytes, EngineChoice]
     artifacts: ArtifactsLike
     options: ServingOptions
     clock: Callable[[], int]

@@ -78,6 +78,10 @@ class EngineLike(Protocol):
         ...
 
 
+EngineChoice = Callable[[Pipeline], EngineLike]
+"""The engine that runs a pipeline of one base, chosen anew for each request where several serve it."""
+
+
 class ArtifactsLike(Protocol):
     """The artifact store, with the network behind it for what is not there yet."""
 

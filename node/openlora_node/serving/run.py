@@ -71,8 +71,8 @@ async def _live(desk: Desk, response: Response, visitor: Visitor, recent: Recent
     if refusal := may_use(visitor, standing, desk.house, desk.clock()):
         raise refusal.error()
     body = parse_body(visitor.body, desk.options.max_body_bytes)
-    engine = desk.engines.get(visitor.pipeline.base)
-    if engine is None:
+    choice = desk.engines.get(visitor.pipeline.base)
+    if choice is None:
         raise OpenLoraError(ErrorCode.MODEL_NOT_FOUND)
     desk.facts.check_base(visitor.pipeline)
     desk.capacity.enter(visitor.payer)
@@ -80,7 +80,7 @@ async def _live(desk: Desk, response: Response, visitor: Visitor, recent: Recent
     begun = desk.instant()
     closes = False
     try:
-        job = await _admit(desk, response, visitor, body, engine)
+        job = await _admit(desk, response, visitor, body, choice(visitor.pipeline))
         if job is not None:
             await _serve(desk, response, job, begun)
             recent.add(response, desk.clock())

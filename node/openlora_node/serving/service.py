@@ -26,7 +26,7 @@ from .ports import (
     Alternatives,
     ArtifactsLike,
     ChainLike,
-    EngineLike,
+    EngineChoice,
     InboundLike,
     Prices,
     ServingLoad,
@@ -51,8 +51,8 @@ _log = logging.getLogger(__name__)
 class Serving:
     """One node's serving. `handle` is what each inbound stream request is given to; `start` comes first.
 
-    `engine` serves the base with artifact id `base`; `other_engines` more bases by id. `clock` gives unix seconds and
-    is called from the journal's thread too, `instant` seconds that only grow.
+    `engines` gives for each base's artifact id what chooses the engine of a request. `clock` gives unix seconds and is
+    called from the journal's thread too, `instant` seconds that only grow.
     """
 
     def __init__(
@@ -62,8 +62,7 @@ class Serving:
         key: Signer,
         chain: ChainLike,
         journal: Journal,
-        engine: EngineLike,
-        base: bytes,
+        engines: Mapping[bytes, EngineChoice],
         artifacts: ArtifactsLike,
         prices: Callable[[], Prices],
         options: ServingOptions | None = None,
@@ -71,7 +70,6 @@ class Serving:
         instant: Callable[[], float] = time.monotonic,
         alternatives: Alternatives = no_alternatives,
         trace: Tracing = only_declared,
-        other_engines: Mapping[bytes, EngineLike] | None = None,
     ) -> None:
         self._options = options = options or ServingOptions()
         domain = chain.domain
@@ -85,7 +83,7 @@ class Serving:
             key=key,
             chain=chain,
             journal=journal,
-            engines={base: engine, **(other_engines or {})},
+            engines=dict(engines),
             artifacts=artifacts,
             options=options,
             clock=clock,

@@ -35,7 +35,8 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Store:
 def socket(store: Store) -> Iterator[Path]:
     """Of an engine that this file's tests share; it runs by itself, as under systemd."""
     path = store.root / "shared.sock"
-    command = engine_command(store.config(socket=str(path)), store.model, MODEL_DIGEST, SMALL)
+    config = store.config(socket=str(path))
+    command = engine_command(config, config.all_engines[0], store.model, MODEL_DIGEST, SMALL)
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as running:
         assert running.stdout is not None
         said = []

@@ -132,7 +132,7 @@ def test_for_the_units_state_key_and_sockets_lie_where_they_have_them(
     assert result.exit_code == 0, result.output
     config = load(tmp_path / "etc/node.yaml", environ={}).config
     assert not config.engine.spawn
-    assert str(config.engine_socket) == "/run/openlora-engine/engine.sock"
+    assert str(config.all_engines[0].socket) == "/run/openlora-engine/engine.sock"
     assert config.keys.password_file is None, "the unit brings it as a credential"
     assert key.exists()
     assert stat.S_IMODE(key.with_name("node.password").stat().st_mode) == 0o600

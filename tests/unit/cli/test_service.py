@@ -23,10 +23,10 @@ HARMLESS = Path(shutil.which("true") or "/bin/true")
 
 @pytest.mark.parametrize("unit", UNITS)
 def test_systemd_finds_nothing_wrong_with_the_unit(unit: Unit, tmp_path: Path) -> None:
-    for name in UNITS:  # both: each names the other
+    for name in UNITS:  # all: they name each other
         (tmp_path / unit_name(name)).write_text(render_unit(name, HARMLESS))
     done = subprocess.run(
-        ["systemd-analyze", "verify", "--man=no", tmp_path / unit_name(unit)],
+        ["systemd-analyze", "verify", "--man=no", tmp_path / unit_name(unit, "one" if unit == "engine@" else "")],
         capture_output=True, text=True, timeout=60, check=False,
     )  # fmt: skip
     complaints = [line for line in done.stderr.splitlines() if "openlora" in line]
@@ -42,12 +42,12 @@ def test_a_wrong_unit_is_noticed(tmp_path: Path) -> None:
     assert "restart specifier" in done.stderr
 
 
-def test_both_units_keep_below_their_exposure() -> None:
+def test_all_units_keep_below_their_exposure() -> None:
     result = runner.invoke(app, ["service", "score", "--json"])
     assert result.exit_code == Exit.OK, result.output
     found = json.loads(result.stdout)
-    assert set(found) == {"node", "engine"}
-    for unit, limit in {"node": 1.5, "engine": 2.0}.items():
+    assert set(found) == {"node", "engine", "engine@"}
+    for unit, limit in {"node": 1.5, "engine": 2.0, "engine@": 2.0}.items():
         assert found[unit]["exposure"] <= limit == LIMITS[unit]
 
 
@@ -71,12 +71,13 @@ def test_the_engine_holds_no_key_and_has_no_network() -> None:
     assert "PrivateDevices=yes" in render_unit("node", Path(PROGRAM))
 
 
-def test_install_writes_both_and_replaces_nothing_unasked(tmp_path: Path) -> None:
+def test_install_writes_all_and_replaces_nothing_unasked(tmp_path: Path) -> None:
     arguments = ["service", "install", "--dir", str(tmp_path), "--program", "/opt/openlora/bin/openlora"]
     result = runner.invoke(app, [*arguments, "--json"])
     assert result.exit_code == 0, result.output
     node = tmp_path / "openlora-node.service"
-    assert json.loads(result.stdout)["written"] == [str(node), str(tmp_path / "openlora-engine.service")]
+    engines = [str(tmp_path / f"openlora-{name}.service") for name in ("engine", "engine@")]
+    assert json.loads(result.stdout)["written"] == [str(node), *engines]
     assert "ExecStart=/opt/openlora/bin/openlora run" in node.read_text()
     assert runner.invoke(app, arguments).exit_code == 0, "the same again is no conflict"
     node.write_text("# mine\n")
@@ -88,6 +89,21 @@ def test_install_writes_both_and_replaces_nothing_unasked(tmp_path: Path) -> Non
         node.read_text()
         == runner.invoke(app, ["service", "print", "node", "--program", "/opt/openlora/bin/openlora"]).stdout
     )
+
+
+def test_one_of_several_engines_differs_from_the_only_one_in_its_name_alone() -> None:
+    """Sandbox and limits are the same; what is named after the engine is named after the instance."""
+
+    def settings(unit: Unit) -> list[str]:
+        lines = render_unit(unit, Path(PROGRAM)).splitlines()
+        return [
+            line for line in lines if not line.startswith("#") and line != "Environment=CUDA_DEVICE_ORDER=PCI_BUS_ID"
+        ]
+
+    only, several = settings("engine"), settings("engine@")
+    assert [line.replace("-%i", "").replace(" %i", "") for line in several] == only
+    named = [line.partition("=")[0] for line, other in zip(several, only, strict=True) if line != other]
+    assert named == ["Description", "EnvironmentFile", "Environment", "ExecStart", "CacheDirectory", "RuntimeDirectory"]
 
 
 @pytest.mark.parametrize("place", ["/home/me/.venv/bin/openlora", "/root/openlora", "/tmp/x/openlora"])

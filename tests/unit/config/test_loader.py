@@ -89,7 +89,7 @@ def test_paths_follow_the_network_unless_set(load_text: LoadText) -> None:
     content = "node: {data_dir: /srv/x, network: openledger-testnet}\n"
     config = load_text(content).config
     state = Path("/srv/x/openledger-testnet")
-    assert (config.state_dir, config.control_socket, config.engine_socket, config.adapters_dir) == (
+    assert (config.state_dir, config.control_socket, config.all_engines[0].socket, config.adapters_dir) == (
         state, state / "control.sock", state / "engine.sock", state / "artifacts",
     )  # fmt: skip
     assert (config.deployment_file, config.node_keystore, config.payer_keystore) == (
@@ -102,7 +102,7 @@ def test_paths_follow_the_network_unless_set(load_text: LoadText) -> None:
             *("chain.deployment_file=/d", "keys.keystore_file=/e"),
         ),
     ).config
-    found = (own.control_socket, own.engine_socket, own.adapters_dir, own.deployment_file, own.node_keystore)
+    found = (own.control_socket, own.all_engines[0].socket, own.adapters_dir, own.deployment_file, own.node_keystore)
     assert [str(path) for path in found] == ["/a", "/b", "/c", "/d", "/e"]
     assert own.payer_keystore == own.node_keystore
 
@@ -337,4 +337,4 @@ def test_no_bytes_raise_anything_but_config_errors(load_text: LoadText, content:
 
 def test_the_catalog_is_one_to_one() -> None:
     assert len({key.env for key in KEYS}) == len(BY_DOTTED) == len(KEYS)
-    assert {key.section for key in KEYS} == set(Config.model_fields)
+    assert {key.section for key in KEYS} == set(Config.model_fields) - {"engines"}
