@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from openlora_chain.wallet import Wallet
+from openlora_node.artifacts import ArtifactStore
 from openlora_node.artifacts.shares import ShareTable
 from openlora_node.attribution.indexed import UNIT
 from openlora_node.attribution.periods import DatasetSums
@@ -20,6 +21,7 @@ from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.settlement import credit_rows
 from openlora_node.settlement.auditing import audit
 from openlora_node.settlement.crediting import ACTIVATE_GAS, LAPSE_GAS, NOBODY, POST_GAS
+from openlora_node.settlement.leaves import Leaves
 from support.chain_cli import ChainCli
 from support.chain_world import BASE, DATASET, ETHER, ChainWorld, artifact_id, fresh_wallet
 from support.settlement_world import Desk, FixedPeriods, open_desk
@@ -146,16 +148,25 @@ async def test_what_receipts_credit_is_posted_comes_into_force_and_is_claimed_to
 
         sender_file = await cli.key(here.payer, "sender")
         (tmp_path / "shares.json").write_bytes(here.table.encode())
-        (tmp_path / "credits.json").write_bytes(here.desk.leaves.tables[leaves].encode())
+        where = ("--node", format_bytes(here.desk.node), "--dataset", format_artifact_id(here.dataset))
+        shown = await cli.json("credits", "show", *where)
+        assert (shown["epoch"], shown["credited"], shown["waiting"]) == ("2", str(sum(credited)), "0")
+        assert shown["table"] == f"{format_artifact_id(leaves)}, not here: openlora artifacts pull it"
         about = ("--dataset", format_artifact_id(here.dataset), "--shares", tmp_path / "shares.json")
-        table = ("--credits", tmp_path / "credits.json", "--node", format_bytes(here.desk.node))
+        of_node = ("--node", format_bytes(here.desk.node))
+        first = ("contributor", "--address", format_address(here.contributors[0]), *about, *of_node)
+        refused = await cli.json("rewards", "show", *first, status=8)
+        assert f"openlora artifacts pull {format_artifact_id(leaves)}" in refused["error"]["message"]
+        with ArtifactStore.open(tmp_path / "home/devnet/artifacts", 1 << 20) as store:
+            kept = await Leaves(store).keep(here.desk.node, here.dataset, 2, here.desk.leaves.tables[leaves])
+        assert kept == leaves, "as every node packs it"
+        assert (await cli.json("credits", "show", *where))["table"] == format_artifact_id(leaves)
         paid = 0
         for number, account in enumerate(here.contributors):
             before = await world.rpc.balance(account)
             paying = ("--key", sender_file, "--password-file", cli.password, "--yes")
-            await cli.json(
-                "rewards", "claim", "contributor", "--address", format_address(account), *about, *table, *paying
-            )
+            who = ("contributor", "--address", format_address(account))
+            await cli.json("rewards", "claim", *who, *about, *of_node, *paying)
             got = await world.rpc.balance(account) - before
             share = (2 * ROYALTIES * 4_000 // 10_000 - sum(credited)) * (5_000, 3_000, 2_000)[number] // 10_000
             assert got == credited[number] + share
@@ -163,11 +174,20 @@ async def test_what_receipts_credit_is_posted_comes_into_force_and_is_claimed_to
         assert 0 <= 2 * ROYALTIES * 4_000 // 10_000 - paid < 3, "the data pools of all receipts, but for dust of shares"
 
 
-async def test_a_veto_sends_a_period_to_shares_and_it_is_never_credited(world: ChainWorld, tmp_path: Path) -> None:
+async def test_a_veto_sends_a_period_to_shares_and_it_is_never_credited(
+    world: ChainWorld, cli: ChainCli, tmp_path: Path
+) -> None:
     async with place(world, tmp_path, "veto") as here:
         await here.serve(1, 900_000)
         assert await here.decide() == 1
-        await world.send(here.owner, world.credits.veto(here.desk.node, here.dataset))
+        where = ("--node", format_bytes(here.desk.node), "--dataset", format_artifact_id(here.dataset))
+        assert "not here" in (await cli.json("credits", "show", *where))["pendingTable"], "a ground for a veto"
+        key = ("--key", await cli.key(here.owner, "owner"), "--password-file", cli.password)
+        plan = await cli.json("credits", "veto", *where, *key)
+        assert [step["step"] for step in plan["plan"]["steps"]] == ["veto the credits"]
+        await cli.json("credits", "veto", *where, *key, "--yes")
+        again = await cli.json("credits", "veto", *where, *key, "--yes", status=8)
+        assert "no post of this node is in its timelock" in again["error"]["message"]
         assert (await here.in_force())[:2] == (1, 0)
         await here.serve(2, 0, 100_000)
         assert await here.decide() == 1
