@@ -6,6 +6,8 @@ stream by whoever missed them.
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
@@ -14,7 +16,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.pubsub.gossipsub import GossipSub
 from libp2p.pubsub.pb import rpc_pb2
-from libp2p.pubsub.pubsub import ContentAddressedMessageIDGenerator, Pubsub
+from libp2p.pubsub.pubsub import MessageIDGenerator, Pubsub
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from .host import Host
@@ -30,6 +32,14 @@ logger = logging.getLogger(__name__)
 
 Judge = Callable[[bytes, str], bool]
 """A message and the peer that handed it on → whether it goes to others. May raise: that counts as no."""
+
+
+class ByContent(MessageIDGenerator):
+    """Message ids from topic and data: one advert on the topics of two base models is a message on each."""
+
+    def generate_id(self, msg: rpc_pb2.Message) -> bytes:
+        """Base64 text of SHA-256 over the topic, a zero byte and the data."""
+        return base64.b64encode(hashlib.sha256("".join(msg.topicIDs).encode() + b"\0" + msg.data).digest())
 
 
 class Gossip:
@@ -90,7 +100,7 @@ async def open_gossip(host: Host, judge: Judge) -> AsyncIterator[Gossip]:
         host.inner,
         router,
         strict_signing=True,
-        msg_id_constructor=ContentAddressedMessageIDGenerator(),  # its counters repeat after a quick restart
+        msg_id_constructor=ByContent(),  # libp2p's own counters repeat after a quick restart
         max_inbound_rpc_size=MAX_RPC_BYTES,
         max_subscriptions_per_peer=2 * MAX_TOPICS,
     )

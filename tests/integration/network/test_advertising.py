@@ -103,6 +103,29 @@ def test_gossip_carries_a_change_past_the_neighbours() -> None:
 
 
 @pytest.mark.slow
+def test_who_follows_one_base_hears_that_it_left_and_that_it_is_back() -> None:
+    other = b"\x0d" * 32
+
+    async def test() -> None:
+        registry = Registry()
+        async with nodes(2, registry, reconcile=3_600, debounce=0.1) as (a, b):
+            await b.advertising.follow(other)
+            await connect(a.host, b.host)
+            a.advertising.update(replace(ONLINE, base_models=(BASE, other)))
+            gossip = a.advertising._gossip
+            assert gossip is not None
+            await until(lambda: gossip.followers(topic_of(other)) == 1)
+            await trio.sleep(1.2)  # a heartbeat of the mesh, which has no event
+            steps = (((BASE, other), 1), ((BASE,), 0), ((BASE, other), 1), ((BASE,), 0))
+            for price, (bases, live) in enumerate(steps, 100):  # each is news, whatever came before the mesh stood
+                a.advertising.update(replace(ONLINE, base_models=bases, input_rate=price))
+                await until(lambda live=live: len(b.advertising.table.live(other, now())) == live, 10)
+            assert len(b.advertising.table.live(BASE, now())) == 1, "the node goes on with the other base"
+
+    run(test)
+
+
+@pytest.mark.slow
 def test_a_stopping_node_says_so() -> None:
     async def test() -> None:
         registry = Registry()
