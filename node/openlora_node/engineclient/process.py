@@ -37,7 +37,7 @@ _STAMP = re.compile(r"\d{4}-\d\d-\d\d \S+ (?P<level>[A-Z]+) [\w.]+: ")
 
 @dataclass(frozen=True)
 class ProcessOptions:
-    """Times of one engine process, in seconds; what the log calls it, and what its environment has on top."""
+    """Times of one engine process in seconds, its name in the log, and what its environment has on top."""
 
     grace_s: float = 30.0
     start_s: float = 1800.0
@@ -152,8 +152,7 @@ class EngineProcess:
             asyncio.create_task(self._watch(), name="engine watch"),
             asyncio.create_task(self._end_in_time(process), name="engine end"),
         ]
-        ended = asyncio.create_task(process.wait(), name="engine exit")
-        tasks.append(ended)
+        tasks.append(ended := asyncio.create_task(process.wait(), name="engine exit"))
         try:
             done, _ = await asyncio.wait({ended, *tasks[1:3]}, return_when=asyncio.FIRST_COMPLETED)
             for task in done - {ended}:
