@@ -56,7 +56,7 @@ def reference(as_json: AsJson = False) -> None:
 
     Every key with its type, default, variable and meaning, from the schema.
     """
-    from ..config.catalog import KEYS
+    from ..config.catalog import EACH_ENGINE, KEYS
     from ..config.reference import reference as page
 
     if not as_json:
@@ -71,6 +71,6 @@ def reference(as_json: AsJson = False) -> None:
                 "variable": key.env,
                 "meaning": key.meaning,
             }
-            for key in KEYS
+            for key in (*KEYS, *EACH_ENGINE.values())
         ]
     )

@@ -11,6 +11,7 @@ from openlora_node.cli.exits import Exit
 from openlora_node.config import loader
 from openlora_node.config.catalog import KEYS
 from openlora_node.config.leaks import where_it_belongs
+from openlora_node.config.engines import EachEngine
 from openlora_node.config.reference import reference
 
 runner = CliRunner()
@@ -112,4 +113,6 @@ def test_every_problem_is_one_line_and_the_exit_code_3(file: Path, command: str)
 def test_reference_is_the_page() -> None:
     assert runner.invoke(app, ["config", "reference"]).stdout == reference()
     entries = json.loads(runner.invoke(app, ["config", "reference", "--json"]).stdout)
-    assert [entry["variable"] for entry in entries] == [key.env for key in KEYS]
+    assert [entry["variable"] for entry in entries if entry["variable"]] == [key.env for key in KEYS]
+    without = [entry["key"] for entry in entries if not entry["variable"]]
+    assert without == [f"engines.NAME.{name}" for name in EachEngine.model_fields]

@@ -1,5 +1,6 @@
 """`engines:`: several engines in one file; what is taken, what is refused and where; `engine:` is its short form."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -155,6 +156,23 @@ def test_a_secret_in_an_entry_is_refused_and_never_repeated(problems_of: Callabl
     problems = problems_of("engines:\n  a:\n    model: /m\n    api_key: sk-hunter22\n")
     assert [(each.place, each.code) for each in problems] == [("node.yaml:4", ErrorCode.CONFIG_SECRET)]
     assert "hunter22" not in str(problems)
+
+
+def test_the_operators_file_shows_engines_that_load(load_text: Callable[..., Loaded]) -> None:
+    text = (Path(__file__).parents[3] / "configs/operator.yaml").read_text()
+    (block,) = re.findall(r"(?m)^#engines:\n(?:#.*\n)+", text)
+    shown = re.sub(r"(?m)^#", "", block).replace("<64 hex>", "ab" * 32)
+    engines = load_text(shown).config.all_engines
+    assert [engine.name for engine in engines] == ["llama-0", "llama-1", "qwen"]
+    assert len({engine.keys.model for engine in engines}) == 2
+
+
+def test_the_operators_page_shows_engines_that_load(load_text: Callable[..., Loaded]) -> None:
+    page = (Path(__file__).parents[3] / "docs/operator.md").read_text()
+    (shown,) = re.findall(r"```\n(engine: .*?)```", page, re.DOTALL)
+    engines = load_text(shown.replace("sha256:…", "sha256:" + "ab" * 32)).config.all_engines
+    assert [engine.name for engine in engines] == ["llama-0", "llama-1", "qwen", "small", "cluster"]
+    assert engines[4].keys.api_key_file is not None
 
 
 def test_no_more_engines_than_a_node_takes(problems_of: Callable[..., list[Problem]]) -> None:
