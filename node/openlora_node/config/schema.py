@@ -128,7 +128,7 @@ class Limits(Section):
     signer_rate: Annotated[Rate, RateLimit("1/h", "1000/s")] = key("60/min", "Requests of one signer.")
     peer_rate: Annotated[Rate, RateLimit("1/h", "1000/s")] = key("120/min", "Requests from one peer.")
     ip_rate: Annotated[Rate, RateLimit("1/h", "10000/s")] = key("300/min", "Requests from one IP address.")
-    queue: Annotated[int, Count(1, 100_000)] = key(64, "Admitted requests that may wait for the engine.")
+    queue: Annotated[int, Count(1, 100_000)] = key(64, "Admitted requests that may wait for the engines of one base.")
     in_flight_per_payer: Annotated[int, Count(1, 10_000)] = key(4, "Requests of one payer that may wait or run.")
     max_live_nonces: Annotated[int, Count(1, 1_000_000)] = key(10_000, "Unexpired nonces remembered for one signer.")
     unpaid_tokens: Annotated[int, Count(1, 65_536)] = key(
@@ -145,7 +145,7 @@ class Settlement(Section):
     redeem_max_age: Annotated[timedelta, Duration("1h", "13d")] = key(
         "7d", "Redeem at this age whatever the worth; superseded terms are honoured for 14 days only."
     )
-    epoch: Annotated[timedelta, Duration("1m", "1d")] = key("1h", "Receipts of one epoch are anchored by one root.")
+    epoch: Annotated[timedelta, Duration("10s", "1d")] = key("1h", "Receipts of one epoch are anchored by one root.")
     low_gas_transactions: Annotated[int, Count(1, 10_000)] = key(
         20, "Warn when the node key's balance pays for fewer transactions."
     )

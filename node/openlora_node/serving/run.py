@@ -75,7 +75,7 @@ async def _live(desk: Desk, response: Response, visitor: Visitor, recent: Recent
     if choice is None:
         raise OpenLoraError(ErrorCode.MODEL_NOT_FOUND)
     desk.facts.check_base(visitor.pipeline)
-    desk.capacity.enter(visitor.payer)
+    desk.capacity.enter(visitor.payer, visitor.pipeline.base)
     job: _Job | None = None
     begun = desk.instant()
     closes = False
@@ -86,7 +86,7 @@ async def _live(desk: Desk, response: Response, visitor: Visitor, recent: Recent
             recent.add(response, desk.clock())
             closes = True
     finally:
-        desk.capacity.ended(response.generated > 0, closes)
+        desk.capacity.ended(visitor.pipeline.base, response.generated > 0, closes)
         try:
             if closes and job is not None:
                 await _close(desk, response, job.ledger)
@@ -214,7 +214,7 @@ async def _pass_on(desk: Desk, response: Response, job: _Job, chunks: AsyncItera
         if response.stop_reason is not None:
             return
         if count and not response.generated:
-            desk.capacity.started(desk.instant() - begun)
+            desk.capacity.started(job.visitor.pipeline.base, desk.instant() - begun)
         job.ledger.use(response.digest, count)
         desk.tokens.add(desk.instant(), count)
         response.add(chunk)

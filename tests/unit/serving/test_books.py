@@ -162,23 +162,30 @@ def test_finished_responses_are_kept_by_number_bytes_and_time() -> None:
     assert (len(recent), recent.size) == (0, 0)
 
 
+BASE, OTHER = b"\x0b" * 32, b"\x0c" * 32
+
+
 def test_places_are_counted_and_given_back() -> None:
     capacity = Capacity(2, 1)
-    capacity.enter(b"a")
+    capacity.enter(b"a", BASE)
     for payer, why in ((b"a", "of this payer"), (b"b", ""), (b"c", "queue is full")):
         if not why:
-            capacity.enter(payer)
+            capacity.enter(payer, BASE)
             continue
         with pytest.raises(OpenLoraError, match=why) as caught:
-            capacity.enter(payer)
+            capacity.enter(payer, BASE)
         assert caught.value.code is ErrorCode.BUSY
         assert caught.value.retry_after_ms == 1_000
-    capacity.started(5.0)
+    capacity.enter(b"c", OTHER)  # a queue that is full is its own base's
+    assert capacity.waiting == 3
+    capacity.ended(OTHER, False, False)
+    capacity.leave(b"c", False)
+    capacity.started(BASE, 5.0)
     assert (capacity.waiting, capacity.running, capacity.retry_after_ms) == (1, 1, 1_500)
-    capacity.ended(True, True)
+    capacity.ended(BASE, True, True)
     assert (capacity.running, capacity.closing, capacity.of(b"a")) == (0, 1, 1)
     capacity.leave(b"a", True)
-    capacity.ended(False, False)
+    capacity.ended(BASE, False, False)
     capacity.leave(b"b", False)
     assert (capacity.waiting, capacity.running, capacity.closing, capacity.of(b"a"), capacity.of(b"b")) == (0,) * 5
 
