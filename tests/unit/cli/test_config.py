@@ -10,8 +10,8 @@ from openlora_node.cli.app import app
 from openlora_node.cli.exits import Exit
 from openlora_node.config import loader
 from openlora_node.config.catalog import KEYS
-from openlora_node.config.leaks import where_it_belongs
 from openlora_node.config.engines import EachEngine
+from openlora_node.config.leaks import where_it_belongs
 from openlora_node.config.reference import reference
 
 runner = CliRunner()
