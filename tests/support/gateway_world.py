@@ -31,6 +31,7 @@ from openlora_node.gateway.names import AdapterName, BaseName, Names
 from openlora_node.gateway.payer import Payer
 from openlora_node.gateway.ports import Offered
 from openlora_node.gateway.purse import Caps, Purse
+from openlora_node.gateway.quotes import Quotes
 from openlora_node.gateway.recovery import Recovery
 from openlora_node.gateway.tasks import Tasks
 from openlora_node.gateway.tokenizers import NamedFolders, Tokenizers
@@ -563,7 +564,8 @@ class Street:
         self.asks.append(ask)
         return next((node for node in self.order if node not in tried), None) if base == BASE else None
 
-    def report(self, node: bytes, error: OpenLoraError | None) -> None:
+    def report(self, node: bytes, error: OpenLoraError | None, base: bytes, ask: Ask) -> None:
+        assert (base, ask.max_fee > 0) == (BASE, True)
         self.reports.append((node, None if error is None else error.code))
 
     async def health(self) -> ServiceHealth:
@@ -734,6 +736,7 @@ async def world(
         escrows=escrows,
         tokenizers=Tokenizers(NamedFolders(names)),
         names=names,
+        held=Quotes(purse, chain),
         recover=recovery.try_look,
         spawn=requests.spawn,
     )

@@ -46,6 +46,7 @@ from .links import ChainLink, NodesLink, OutboxLink, SessionsLink, StoredTokeniz
 from .names import NAMES_FILE, Names, load_names
 from .payer import Payer
 from .purse import Caps, Purse
+from .quotes import Quotes
 from .recovery import Recovery
 from .tasks import Tasks
 from .texts import FOLDER, Texts
@@ -151,13 +152,17 @@ async def _compose(
     chain = ChainLink(parts)
     inference = InferClient(network)
     stack.push_async_callback(inference.close)
-    candidates = Candidates(network)
-    stack.push_async_callback(candidates.close)
-    nodes = NodesLink(network, candidates)
     sessions = SessionsLink(network)
     rules = EscrowRules(config.gateway.top_nodes, config.gateway.escrow_per_node, config.gateway.spend_per_day)
     deposit = deposit_by(parts, purse.payer, wallet.address)
     escrows = Escrows(purse.journal, chain, purse.payer, rules, deposit, OutboxLink(outbox), now)
+    held = Quotes(purse, chain)
+    await held.load()
+    candidates = Candidates(
+        network, allows=escrows.may_fund, charge=lambda node, ask: held.charge_due(node, ask.pipeline)
+    )
+    stack.push_async_callback(candidates.close)
+    nodes = NodesLink(network, candidates)
 
     async def serving(base: bytes) -> list[bytes]:
         return [offer.node for offer in await nodes.offers(base)]
@@ -178,6 +183,7 @@ async def _compose(
         escrows=escrows,
         tokenizers=tokenizers,
         names=names,
+        held=held,
         recover=recovery.try_look,
         spawn=requests.spawn,
     )

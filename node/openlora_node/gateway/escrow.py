@@ -165,6 +165,8 @@ class Escrows:
     async def top_up(self, node: bytes, least: int = 0) -> Intent | None:
         """Queue a deposit if one is due and none is under way. Returns at once; None when nothing is due."""
         standing = await self.standing(node)
+        if not deposit_needed(standing, self._rules, 0, least):
+            return None
         try:
             intent = await self._journal.transact(lambda tx: self._queue(tx, node, standing, least))
         except ChainError as error:

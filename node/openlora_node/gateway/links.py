@@ -107,13 +107,15 @@ class NodesLink:
         """As ports.Nodes says."""
         return await self._candidates.pick(base, ask, tried)
 
-    def report(self, node: bytes, error: OpenLoraError | None) -> None:
+    def report(self, node: bytes, error: OpenLoraError | None, base: bytes, ask: Ask) -> None:
         """As ports.Nodes says."""
         if error is None:
-            self._candidates.report(node, Outcome.COMPLETED)
+            self._candidates.report(node, Outcome.COMPLETED, base=base, ask=ask)
             return
         wait = 1.0 if error.retry_after_ms is None else error.retry_after_ms / 1000
-        self._candidates.report(node, outcome_of(error), retry_after_s=wait, others=error.alternatives)
+        self._candidates.report(
+            node, outcome_of(error), base=base, ask=ask, retry_after_s=wait, others=error.alternatives
+        )
 
     async def health(self) -> ServiceHealth:
         """As ports.Nodes says."""

@@ -18,21 +18,20 @@ from ..journal import EscrowSnapshot
 from ..network.routing import MAX_ATTEMPTS, Ask
 from ..openai import Body
 from ..protocol.errors import ErrorCode, OpenLoraError, PeerError, ProtocolError
-from ..protocol.pipeline import Pipeline
 from ..protocol.pricing import ComputeRates, max_fee
 from .answer import Answer
-from .attempt import Attempt, Finished, Order, ask_quote, is_failed
+from .attempt import Attempt, Finished, Order, is_failed
 from .bodies import DEFAULT_CHAT_TOKENS, node_body
 from .escrow import Escrows
 from .lanes import Lanes
 from .names import Names
 from .offers import Offer
-from .ports import Chain, Exchange, Inference, Nodes
+from .ports import Chain, Inference, Nodes
 from .preparing import Prepared, Preparer
 from .purse import Purse
+from .quotes import Quotes
 from .tokenizers import Tokenizers
 
-MAX_OFFERS = 1_000
 KEPT_OUT_S = 3_600.0
 """How long a node that lied is not asked."""
 MAX_KEPT_OUT = 1_000
@@ -98,6 +97,7 @@ class Payer:
         escrows: Escrows,
         tokenizers: Tokenizers,
         names: Names,
+        held: Quotes,
         recover: Recover,
         spawn: Spawn,
         monotonic: Callable[[], float] = time.monotonic,
@@ -111,7 +111,7 @@ class Payer:
         self._recover = recover
         self._spawn = spawn
         self._monotonic = monotonic
-        self._offers: OrderedDict[tuple[bytes, bytes], Offer] = OrderedDict()
+        self.held = held
         self._kept_out: OrderedDict[bytes, float] = OrderedDict()
         self._lanes = Lanes()
 
@@ -142,11 +142,11 @@ class Payer:
             if node is None:
                 break
             tried.add(node)
-            self.nodes.report(node, OpenLoraError(ErrorCode.CANCELLED))
+            self._tell(prepared, node, OpenLoraError(ErrorCode.CANCELLED))
             try:
                 exchange = await self._inference.open(node)
                 try:
-                    offer = await self._offer(exchange, node, prepared.pipeline)
+                    offer = await self.held.offer(exchange, node, prepared.pipeline)
                 finally:
                     await exchange.aclose()
                 tokens = self._max_tokens(prepared, offer, self.purse.caps.per_request)
@@ -185,7 +185,7 @@ class Payer:
             run.tried.add(node)
             if again is None and self._lanes.is_full(node):
                 run.full.add(node)
-                self.nodes.report(node, OpenLoraError(ErrorCode.CANCELLED))
+                self._tell(run.prepared, node, OpenLoraError(ErrorCode.CANCELLED))
                 continue
             retried, again = again is not None, None
             try:
@@ -193,7 +193,7 @@ class Payer:
             except OpenLoraError as error:
                 attempts += await self._after(run, node, error)
                 if not retried and error.code in _ANEW | _BOOKS:
-                    self._offers.pop((node, run.prepared.pipeline.id), None)
+                    self.held.forget(node, run.prepared.pipeline.id)
                     again = node
             else:
                 return
@@ -219,7 +219,7 @@ class Payer:
         started = run.attempt is not None and run.attempt.started
         run.lost += run.attempt.lost if run.attempt else 0
         run.attempt = None
-        self._report(node, error)
+        self._report(run.prepared, node, error)
         final = error.code in _OURS and not isinstance(error, TooDear | PeerError)
         if started or run.left() or final or _is_the_requests(error, run.last):
             raise error
@@ -261,14 +261,14 @@ class Payer:
                 return node
             if self.escrows.may_fund(node):
                 unfunded.append(node)
-            self.nodes.report(node, OpenLoraError(ErrorCode.ESCROW_TOO_LOW))
+            self._tell(run.prepared, node, OpenLoraError(ErrorCode.ESCROW_TOO_LOW))
         return unfunded[0] if unfunded else None
 
     async def _try(self, run: _Run, node: bytes) -> None:
         prepared = run.prepared
         exchange = await self._inference.open(node)
         try:
-            offer = await self._offer(exchange, node, prepared.pipeline)
+            offer = await self.held.offer(exchange, node, prepared.pipeline)
             cap = self.purse.caps.per_request - run.lost
             tokens = self._max_tokens(prepared, offer, cap)
             fee = offer.most(prepared.prompt_tokens, tokens * prepared.body.choices)
@@ -304,7 +304,9 @@ class Payer:
 
     def _finish(self, run: _Run, node: bytes, finished: Finished) -> None:
         if not is_failed(finished):
-            self.nodes.report(node, None)
+            self._tell(run.prepared, node, None)
+            if finished.receipt.compute:
+                self.held.paid(node, run.prepared.pipeline.id)
             run.answer.finish(finished)
 
     async def _funded(self, node: bytes, fee: int) -> EscrowSnapshot:
@@ -318,26 +320,6 @@ class Payer:
                 await self.escrows.top_up(node)
         except OpenLoraError as error:
             logger.warning("the escrow with node %s is not topped up: %s", node.hex()[:8], error)
-
-    async def _offer(self, exchange: Exchange, node: bytes, pipeline: Pipeline) -> Offer:
-        key = node, pipeline.id
-        held = self._offers.get(key)
-        now = self.purse.clock()
-        if held is not None and held.is_fresh(now) and held.signed.signer(self.purse.domain) == self.chain.key_of(node):
-            return held
-        offer = await ask_quote(
-            exchange,
-            self.chain,
-            self.purse.domain,
-            payer=self.purse.payer,
-            node=node,
-            pipeline=pipeline,
-            now=now,
-        )
-        self._offers[key] = offer
-        while len(self._offers) > MAX_OFFERS:
-            self._offers.popitem(last=False)
-        return offer
 
     def _max_tokens(self, prepared: Prepared, offer: Offer, cap: int) -> int:
         """The bound on each choice. Where the client sets none: what the cap pays for, up to a common length."""
@@ -359,12 +341,16 @@ class Payer:
             max_tokens=tokens,
             max_fee=self.purse.caps.per_request,
             royalties=royalties,
+            pipeline=prepared.pipeline.id,
         )
 
     # nodes
 
-    def _report(self, node: bytes, error: OpenLoraError) -> None:
-        self.nodes.report(node, error)
+    def _tell(self, prepared: Prepared, node: bytes, error: OpenLoraError | None) -> None:
+        self.nodes.report(node, error, prepared.pipeline.base, self._ask(prepared))
+
+    def _report(self, prepared: Prepared, node: bytes, error: OpenLoraError) -> None:
+        self._tell(prepared, node, error)
         if isinstance(error, ProtocolError) or error.code is ErrorCode.RECEIPT_INVALID:
             logger.warning("node %s lied and is not asked for an hour: %s", node.hex()[:8], error.message)
             self._kept_out[node] = self._monotonic() + KEPT_OUT_S

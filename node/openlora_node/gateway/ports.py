@@ -92,8 +92,11 @@ class Nodes(Protocol):
         """The node to ask next, none of `tried`; None when nobody fits."""
         ...
 
-    def report(self, node: bytes, error: OpenLoraError | None) -> None:
-        """What became of a pick: None when the node did what it was asked to. Each pick wants one report."""
+    def report(self, node: bytes, error: OpenLoraError | None, base: bytes, ask: Ask) -> None:
+        """What became of the pick for `base` and `ask`: None when the node did what it was asked to.
+
+        Each pick wants one report.
+        """
         ...
 
     async def health(self) -> ServiceHealth:

@@ -100,11 +100,11 @@ class Candidates:
         *,
         own: bytes | None = None,
         allows: Callable[[bytes], bool] = lambda _node: True,
-        charge: Callable[[bytes], int] = lambda _node: 0,
+        charge: Callable[[bytes, Ask], int] = lambda _node, _ask: 0,
         clock: Callable[[], float] = time.time,
         dice: Dice = random.randrange,
     ) -> None:
-        """`own`: this node's id, never picked; `allows`: funded, with access; `charge`: a node's charge still due."""
+        """`own`: this node's id, never picked; `allows`: funded, with access; `charge`: what it would charge once."""
         self.standing = Standing()
         self._network = network
         self._own = own
@@ -205,7 +205,7 @@ class Candidates:
             node=node,
             input_rate=advert.input_rate,
             output_rate=advert.output_rate,
-            charge=self._charge(node),
+            charge=self._charge(node, ask),
             max_context=advert.max_context or 1 << 30,
             tokens_per_second=advert.tokens_per_second,
             queue_depth=advert.queue_depth,

@@ -20,6 +20,8 @@ FETCH_S = 5.0
 """Loading an adapter that the node does not hold."""
 UNKNOWN_RTT_S = 0.1
 UNKNOWN_SPEED = 20
+SAME_S = 0.1
+"""Answers are foretold no closer than this."""
 QUEUE_HALF_LIFE_S = 30.0
 """What an advert says of a queue is half as likely still true after so long."""
 WORST_SUCCESS = 0.3
@@ -38,6 +40,8 @@ class Ask:
     max_tokens: int = 0
     max_fee: int = 0
     royalties: int = 0
+    pipeline: bytes = b""
+    """The pipeline's id, where it is known: what a payer has paid there once is not charged again."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +112,13 @@ def choose(ask: Ask, homes: Sequence[Candidate], holders: Sequence[Candidate], d
     drawn = draw_two(sound or homes, dice)
     if not any(node.missing == 0 for node in drawn):
         drawn += draw_two([node for node in holders if node.success >= WORST_SUCCESS], dice)
-    return min(drawn, key=lambda node: (expected_s(ask, node), node.node), default=None)
+    return min(drawn, key=lambda node: _preference(ask, node), default=None)
+
+
+def _preference(ask: Ask, node: Candidate) -> tuple[float, int, float, bytes]:
+    """The sooner answer; of two as soon as each other, as far as that can be foretold, the cheaper."""
+    soon = expected_s(ask, node)
+    return soon // SAME_S, fee_of(ask, node), soon, node.node
 
 
 @dataclass(frozen=True)

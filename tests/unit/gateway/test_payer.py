@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from openlora_node.gateway.purse import Caps
+from openlora_node.gateway.quotes import UNQUOTED_WEI, Quotes
 from openlora_node.journal import LedgerKey, Reader, spending
 from openlora_node.protocol import messages
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
@@ -533,3 +534,22 @@ async def test_the_body_sent_is_the_prompt_and_nothing_of_the_clients_own(tmp_pa
         assert f'"model":"sha256:{BASE.hex()}"'.encode() in sent
         assert b'"temperature":0.5' in sent
         assert DOMAIN.chain_id
+
+
+async def test_the_picker_learns_which_ledgers_have_paid_their_charge(tmp_path: Path) -> None:
+    async with world(tmp_path, Script(charge=700)) as w:
+        node = w.nodes[0].node
+        await w.ask()
+        pipeline = w.street.asks[-1].pipeline
+        assert w.payer.held.charge_due(node, pipeline) == 0
+        assert w.payer.held.charge_due(node, b"\x09" * 32) == UNQUOTED_WEI
+        again = Quotes(w.purse, w.chain)
+        assert again.charge_due(node, pipeline) == UNQUOTED_WEI
+        await again.load()
+        assert again.charge_due(node, pipeline) == 0, "a restart remembers"
+
+
+async def test_a_quote_says_what_the_first_response_is_charged(tmp_path: Path) -> None:
+    async with world(tmp_path, Script(charge=700)) as w:
+        await w.payer.quotes(await w.prepare(max_tokens=12))
+        assert w.payer.held.charge_due(w.nodes[0].node, w.street.asks[-1].pipeline) == 700

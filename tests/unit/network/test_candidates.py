@@ -246,3 +246,24 @@ def test_standing_is_bounded_fades_and_counts_what_is_in_flight() -> None:
     assert not standing.is_busy(node, 16.0)
     standing.report(node, Outcome.BUSY, 10.0, retry_after_s=10**9)
     assert not standing.is_busy(node, 41.0)
+
+
+async def test_a_funded_node_whose_charge_is_paid_is_preferred() -> None:
+    pair, pipeline = NODES[:2], b"\x07" * 32
+    funded: set[bytes] = set(pair)
+    due = {(node, pipeline): 9 for node in pair}
+    picker = candidates(
+        FakeNetwork(pair),
+        allows=funded.__contains__,
+        charge=lambda node, ask: due.get((node, ask.pipeline), 0),
+    )
+    ask = Ask(max_tokens=5, pipeline=pipeline)
+    for paid in pair:
+        due = {(node, pipeline): 0 if node == paid else 9 for node in pair}
+        for _ in range(10):
+            assert await picker.pick(BASE, ask) == paid
+            picker.report(paid, Outcome.COMPLETED, base=BASE, ask=ask)
+    funded.remove(pair[1])
+    assert await picker.pick(BASE, ask) == pair[0], "no funds, no request, however cheap"
+    assert await picker.pick(BASE, ask, {pair[0]}) is None
+    await picker.close()

@@ -183,3 +183,11 @@ def test_the_simulation_shows_what_the_policy_is_for() -> None:
     assert ours.p99 < other.p99
     assert ours.p99 < hashing.p99 / 10
     assert ours.refused < 0.01
+
+
+def test_of_two_as_soon_as_each_other_the_cheaper_is_asked() -> None:
+    dear, paid = Candidate(node=b"\x01", charge=5, rtt_s=0.010), Candidate(node=b"\x02", charge=0, rtt_s=0.012)
+    for _ in range(20):
+        assert choose(Ask(max_tokens=10), [dear, paid], [], random.Random(3).randrange) == paid
+    soon = replace(dear, tokens_per_second=100)
+    assert choose(Ask(max_tokens=10), [soon, paid], [], random.Random(3).randrange) == soon
