@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from openlora_node.artifacts import About
 from openlora_node.artifacts import Kind as ArtifactKind
 from openlora_node.artifacts.packing import Package
 from openlora_node.attribution.dataset import read_samples, shares_by_size
+from openlora_node.attribution.tracer import FOLDER
 from openlora_node.chainview import Kind
 from openlora_node.protocol.ids import format_artifact_id, parse_artifact_id
 
@@ -26,6 +29,8 @@ BASE_RATE, ADAPTER_RATE = 10**16, 5 * 10**16
 """Wei per 1,000,000 tokens: 0.01 and 0.05 OPEN."""
 TO_BASE_BPS, TO_DATASET_BPS = 1_000, 4_000
 """What an adapter passes on of its royalties: a tenth to its base, four tenths to its data."""
+BY_USE_BPS = 7_500
+"""What of a dataset's income goes by what responses repeat of it; the rest goes by the size of contributions."""
 
 
 @dataclass
@@ -69,7 +74,9 @@ async def publish(config: Path, home: Path) -> Offers:
         offers.adapters[name] = adapter["artifact"]
         dataset = parse_artifact_id(offers.datasets[name])
         offers.on_chain.append(
-            Offer(f"{name}.jsonl", dataset, Kind.DATASET, People.wallet("dataset-owner"), (0, 0, []), table.root)
+            Offer(
+                f"{name}.jsonl", dataset, Kind.DATASET, People.wallet("dataset-owner"), (0, BY_USE_BPS, []), table.root
+            )
         )
         components = sorted([(base.artifact, TO_BASE_BPS), (dataset, TO_DATASET_BPS)])
         terms = (ADAPTER_RATE, 0, components)
@@ -78,3 +85,18 @@ async def publish(config: Path, home: Path) -> Offers:
         )
     say("published", f"{', '.join(ADAPTERS)}, each with the dataset it was trained on")
     return offers
+
+
+async def index(offers: Offers, nodes: Sequence[Path], home: Path) -> None:
+    """Index each dataset, once; give each node the indexes, so that it traces what it answers."""
+    made = home / "indexes"
+
+    async def build(name: str) -> int:
+        source, where = HERE / "datasets" / f"{name}.jsonl", ("--tokenizer", MODEL, "--out", made / name)
+        told = await openlora("attribution", "index", source, "--dataset", offers.datasets[name], *where)
+        return int(told["tokens"])
+
+    tokens = await asyncio.gather(*map(build, ADAPTERS))
+    for node in nodes:
+        await asyncio.to_thread(shutil.copytree, made, node / FOLDER)
+    say("indexed", f"{sum(tokens):,} tokens of {len(tokens)} datasets: nodes find what a response repeats of them")

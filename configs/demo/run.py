@@ -2,8 +2,9 @@
 
 `make run` starts an embedded devnet, two nodes with their engines, and a gateway, each a process; registers nodes, a
 base model, three adapters and their datasets; asks with each adapter, a mix of two, and the base, through the stock
-`openai` client; prints each answer, its receipt and who earned what; lets the nodes redeem and anchor, claims for
-everybody, and prints balances that add up to the wei. Then it stays up; DEMO=once exits.
+`openai` client; prints each answer, its receipt and who earned what; lets the nodes redeem and anchor, and credit
+contributors with what responses repeat of their data; claims for everybody, and prints balances that add up to the wei.
+Then it stays up; DEMO=once exits.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import time
 from pathlib import Path
 
 from chain import chain_desk
-from offers import publish
+from offers import index, publish
 from people import People
 from settling import settle
 from stage import CommandFailed, Stage, say
@@ -48,6 +49,7 @@ async def show(home: Path, stage: Stage, *, once: bool) -> None:
         people = await People.settle_in(home)
         nodes = await village.make_nodes(desk, people)
         offers = await publish(nodes[0].config, home)
+        await index(offers, [place.state for place in nodes], home)
         await desk.register(offers.on_chain)
         say("chain", f"{len(offers.on_chain)} artifacts registered, with their prices and what they pass on")
         await village.start(offers, people)

@@ -6,13 +6,13 @@ from collections import defaultdict
 from collections.abc import Iterable
 
 from chain import ChainDesk
+from crediting import claim, credit
 from offers import ADAPTERS, Offers
 from people import People
 from stage import CommandFailed, openlora, say, until
 from talking import Answer
 from village import ESCROW_WEI, Village
 
-from openlora_node.artifacts import ShareTable
 from openlora_node.protocol.ids import format_address, parse_bytes32
 
 REDEEM_S, ANCHOR_S = 120.0, 150.0
@@ -35,15 +35,17 @@ async def settle(desk: ChainDesk, village: Village, people: People, offers: Offe
             say("", f"  {names[part['artifact']]:<8} {wei(part['wei']):>24} royalty, {roles[part['owner']]}")
     spent = await _redeemed(desk, village, answers)
     before = await desk.balances(people.earners())
-    await _prove(village, answers[-1], desk)
-    say("")
-    for step in _claims(village, offers, people):
+    for step in _claims(village, people):
         await openlora("rewards", "claim", *step, *people.sends("deployer"), *_chain(village))
+    credited = await credit(desk, village, offers, roles)
+    await _prove(village, answers[-1], desk)
+    await claim(village, offers, people, credited)
     after = await desk.balances(people.earners())
     earned = {role: after[role] - before[role] for role in after}
+    say("")
     for role, amount in earned.items():
         if amount:
-            say("earned", f"{role:<24}{wei(amount):>26}")
+            say("earned", f"{role:<24}{wei(before[role]):>34} before, {wei(after[role]):>34} after: {wei(amount):>26}")
     left = spent - sum(earned.values())
     say("", f"{'together':<24}{wei(sum(earned.values())):>26}")
     say("", f"{'redeemed of the escrow':<24}{wei(spent):>26}, {left} wei of dust stay undivided")
@@ -57,7 +59,8 @@ def wei(amount: int | str) -> str:
 
 
 async def _redeemed(desk: ChainDesk, village: Village, answers: Iterable[Answer]) -> int:
-    """Wait until the nodes took what they are owed; what left the payer's escrow."""
+    """Wait until the nodes took what they are owed; what left the payer's escrow. Raises CommandFailed for more."""
+    spent = 0
     owed: dict[str, int] = defaultdict(int)
     for answer in answers:
         owed[answer.about["node"]] += int(answer.about["fee"])
@@ -69,9 +72,13 @@ async def _redeemed(desk: ChainDesk, village: Village, answers: Iterable[Answer]
             return ESCROW_WEI - escrow.balance >= amount
 
         await until(is_paid, "the nodes to redeem", REDEEM_S, pause=0.5)
+        left = ESCROW_WEI - (await desk.settlement.account_of(payer, parse_bytes32(node))).balance
+        if left != amount:
+            raise CommandFailed(f"{left} wei left the escrow with a node that was owed {amount}")
+        spent += left
         name = next(place.name for place in village.nodes if place.node == node)
-        say("redeemed", f"{name}: {wei(amount)}, as vouchered, by a transaction of its own accord")
-    return sum(owed.values())
+        say("redeemed", f"{name}: {wei(left)} of the escrow, as vouchered, by a transaction of its own accord")
+    return spent
 
 
 async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> None:
@@ -106,18 +113,13 @@ async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> None:
     )
 
 
-def _claims(village: Village, offers: Offers, people: People) -> Iterable[tuple[str, ...]]:
+def _claims(village: Village, people: People) -> Iterable[tuple[str, ...]]:
     """A claim for everybody who may have earned something. Anyone may send it; it pays whom it is for."""
     nodes = tuple(part for place in village.nodes for part in ("--node", place.node))
     yield ("operator", *nodes)
     yield ("protocol", *nodes)
     for owner in ("base-owner", *sorted(set(ADAPTERS.values()))):
         yield ("owner", "--address", format_address(people.wallet(owner).address))
-    for name in ADAPTERS:
-        table = ShareTable.decode(offers.shares[name].read_bytes())
-        for account, _ in table.shares:
-            data = ("--dataset", offers.datasets[name], "--shares", str(offers.shares[name]))
-            yield ("contributor", "--address", format_address(account), *data)
 
 
 def _chain(village: Village) -> tuple[str, ...]:

@@ -32,6 +32,8 @@ class NodePlace:
     node: str
     address: str
     health: str
+    state: Path
+    """Where the node keeps its journal, artifacts and indexes."""
 
 
 def _text(file: Path) -> str:
@@ -99,7 +101,7 @@ class Village:
                 ("chain.confirmations", "2"),
                 ("chain.poll_interval", "500ms"),
                 ("settlement.redeem_gas_multiple", "1"),
-                ("settlement.epoch", "1m"),
+                ("settlement.epoch", "10s"),
                 *PRICES,
             ),
         )
@@ -110,7 +112,7 @@ class Village:
             "operator", "register", "--endpoint", address, "--config", config, *people.sends(owner)
         )
         say(name, f"{registered['node']}, registered with its stake")
-        return NodePlace(name, config, registered["node"], address, f"http://{health}")
+        return NodePlace(name, config, registered["node"], address, f"http://{health}", folder / "devnet")
 
     async def start(self, offers: Offers, people: People) -> None:
         """Run the nodes and the gateway; return when all are ready."""

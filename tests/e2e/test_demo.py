@@ -82,8 +82,21 @@ def check(lines: list[str]) -> None:
             royalties += wei(line)[0]
         assert fee == compute + royalties
         fees += fee
+    assert "Paris" in text.split("(0.7 pirate + 0.3 haiku)")[1].split("receipt")[0], "the mix answers too"
     redeemed = sum(wei(line)[0] for line in lines if line.startswith("redeemed") and "as vouchered" in line)
-    earned = {line[10:34].strip(): wei(line)[0] for line in lines if line.startswith("earned")}
+    earned = {}
+    for line in lines:
+        if line.startswith("earned"):
+            before, after, difference = wei(line)
+            assert after - before == difference
+            earned[line[10:34].strip()] = difference
+    by_use = {}
+    for line in lines:
+        if line.startswith("credited"):
+            (amount,), role = wei(line), line.split(" to ")[1].split(",")[0]
+            by_use[role] = by_use.get(role, 0) + amount
+    assert by_use["contributor 2"], "what the json adapter says repeats its data"
+    assert all(0 < amount <= earned[role] for role, amount in by_use.items())
     (together,) = (wei(line)[0] for line in lines if line.strip().startswith("together"))
     (dust,) = (wei(line)[1] for line in lines if "redeemed of the escrow" in line)
     assert set(earned) - {"operator 2"} == ROLES
@@ -92,3 +105,7 @@ def check(lines: list[str]) -> None:
     assert fees == redeemed == together + dust
     assert 0 <= dust <= 100
     assert any(line.startswith("anchored") for line in lines)
+    (first,) = re.findall(r"first answer (\d+) s", text)
+    (whole,) = re.findall(r"^done +after (\d+) s", text, re.MULTILINE)
+    assert int(first) < 240, "60 s on a machine that does nothing else; a suite runs beside it"
+    assert int(whole) < 600

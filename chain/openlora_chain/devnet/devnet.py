@@ -134,7 +134,7 @@ async def _ensure_deployed(rpc: Rpc, file: Path) -> Deployment:
         min_commit_age=1,
         escrow_thaw=60,
         signer_thaw=60,
-        credits_timelock=60,
+        credits_timelock=10,
         credits_window=3_600,
     )
     deployment = replace(await deploy(rpc, dev_wallet("deployer"), parameters, "devnet"), accounts=accounts)

@@ -47,6 +47,7 @@ def commands(node: Node) -> tuple[Command, ...]:
         Command("DELETE", "/artifacts/{artifact}", handlers.remove),
         Command("GET", "/settlement", handlers.settlement),
         Command("POST", "/settlement/redeem", handlers.redeem),
+        Command("POST", "/settlement/credits", handlers.decide),
         Command("GET", "/transactions", handlers.transactions),
         Command("POST", "/transactions", handlers.submit),
         Command("GET", "/net/reach", handlers.reach),
@@ -149,6 +150,10 @@ class Handlers:
     async def redeem(self, _: Parameters) -> object:
         """Redeem whatever is due, whatever it is worth."""
         return {"queued": await _open(self._node.rooms.settlement, "settlement").redeem_now()}
+
+    async def decide(self, _: Parameters) -> object:
+        """Decide whatever waits for datasets' contributors, whatever it is worth."""
+        return {"queued": await _open(self._node.rooms.settlement, "settlement").decide_now()}
 
     async def transactions(self, parameters: Parameters) -> object:
         """The newest transactions of the node key, newest first."""

@@ -18,6 +18,7 @@ from ..api.meters import Meters
 from ..api.signed import SignedDoor
 from ..artifacts import ArtifactStore
 from ..attribution import Epochs
+from ..attribution.periods import Periods
 from ..attribution.tracer import FOLDER as INDEXES
 from ..chainview import ChainParts, open_chain
 from ..config.engines import ONLY, NamedEngine
@@ -37,7 +38,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_bytes
 from ..protocol.messages import ARTIFACT, INFER, VOUCHER
 from ..serving import Prices, Serving, ServingOptions
-from ..settlement import SettlementService, make_outbox
+from ..settlement import Decisions, Leaves, Rules, Sending, SettlementService, make_outbox
 from . import fleet
 from .doors import Doors, SessionHandler, serve_vouchers
 from .engine import EngineKeeper, open_engine
@@ -251,9 +252,34 @@ class Opener:
         self._stack.callback(reader.close)
         epochs = Epochs(reader, rooms.node, int(config.settlement.epoch.total_seconds()))
         rooms.settlement = SettlementService(
-            rooms.journal, rooms.chain, rooms.outbox, rooms.node, config.settlement, now, epochs
+            rooms.journal,
+            rooms.chain,
+            rooms.outbox,
+            rooms.node,
+            config.settlement,
+            now,
+            epochs,
+            self._decisions(epochs),
         )
         self._start("settlement", rooms.settlement.run, restart=BackOff())
+
+    def _decisions(self, epochs: Epochs) -> Decisions | None:
+        """Who decides datasets' pools. A reader of its own: it reads for long at a start."""
+        rooms, options = self._rooms, self._rooms.config.settlement
+        if rooms.store is None or rooms.outbox is None or rooms.node is None:
+            return None
+        assert rooms.journal is not None
+        assert rooms.chain is not None
+        reader = Reader(rooms.journal.path)
+        self._stack.callback(reader.close)
+        return Decisions(
+            rooms.journal,
+            rooms.chain,
+            Sending(rooms.outbox.address, rooms.outbox.chain_id, rooms.node),
+            Rules(options.redeem_gas_multiple, int(options.redeem_max_age.total_seconds())),
+            Periods(reader, Epochs(reader, rooms.node, epochs.length_s)),
+            Leaves(rooms.store),
+        )
 
     def _start(self, name: str, work: Callable[[], object], *, restart: BackOff | None = None) -> None:
         """A task that ends before the rooms opened later do: it stands on the same stack."""

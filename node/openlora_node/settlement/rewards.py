@@ -130,10 +130,12 @@ class RewardDesk:
         claimable = max(0, min(cumulative - paid, left))
         recipient = await self._settlement.recipient_of(account)
         reward = Reward("contributor", f"credits of {format_artifact_id(dataset)}", recipient, claimable)
+        if not claimable:
+            return Rewards((reward,), ())
         call = self._credits.claim(
             node, dataset, account, cumulative, credited.proof(account), table.bps(account), table.proof(account)
         )
-        return Rewards((reward,), (ClaimStep("claim the credits", call),) if claimable else ())
+        return Rewards((reward,), (ClaimStep("claim the credits", call),))
 
     async def _check_table(self, dataset: bytes, table: ShareTable) -> None:
         found = await self._artifacts.artifact_of(dataset)
