@@ -164,9 +164,8 @@ class EngineProcess:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
             await self._kill()
-        served = self._served_since
         self._ready.clear()
-        return code, 0.0 if served is None else self._monotonic() - served
+        return code, 0.0 if self._served_since is None else self._monotonic() - self._served_since
 
     async def _start(self) -> asyncio.subprocess.Process:
         """Start it tied to this process, in a session of its own: a terminal's Ctrl-C is for the daemon to judge."""
