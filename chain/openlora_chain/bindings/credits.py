@@ -35,13 +35,13 @@ class Credits(Contract):
 
     name = "Credits"
 
-    async def active_of(self, node: bytes, dataset: bytes) -> ActiveCredits:
-        """The credits in force."""
-        return ActiveCredits(*(await self._read("activeOf", node, dataset))[0])
+    async def active_of(self, node: bytes, dataset: bytes, at: int | None = None) -> ActiveCredits:
+        """The credits in force, now or after block `at`."""
+        return ActiveCredits(*(await self._read("activeOf", node, dataset, at=at))[0])
 
-    async def pending_of(self, node: bytes, dataset: bytes) -> PendingCredits | None:
-        """The credits in their timelock, None where there are none."""
-        found = PendingCredits(*(await self._read("pendingOf", node, dataset))[0])
+    async def pending_of(self, node: bytes, dataset: bytes, at: int | None = None) -> PendingCredits | None:
+        """The credits in their timelock, now or after block `at`; None where there are none."""
+        found = PendingCredits(*(await self._read("pendingOf", node, dataset, at=at))[0])
         return found if found.activates_at else None
 
     async def post_window(self) -> int:

@@ -112,9 +112,9 @@ class Settlement(Contract):
         """Wei that one leaf of a share table was paid."""
         return int((await self._read("paidForLeaf", dataset, leaf))[0])
 
-    async def credit_pool(self, node: bytes, dataset: bytes) -> CreditPool:
-        """A dataset's credit pool at one node."""
-        return CreditPool(*(await self._read("creditPool", node, dataset))[0])
+    async def credit_pool(self, node: bytes, dataset: bytes, at: int | None = None) -> CreditPool:
+        """A dataset's credit pool at one node, now or after block `at`."""
+        return CreditPool(*(await self._read("creditPool", node, dataset, at=at))[0])
 
     async def may_sign(self, payer: bytes, signer: bytes) -> bool:
         """Whether a signer's vouchers bind the payer."""

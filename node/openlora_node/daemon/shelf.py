@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Protocol
 
-from ..artifacts import ArtifactStore
+from ..artifacts import ArtifactStore, Kind
 from ..chainview import Scope
 from ..network.identity import Peer
 from ..network.session import Session
@@ -86,5 +86,11 @@ class Shelf:
         return await self.fetcher.fetch(artifact, self._finder.sources, limit=limit)
 
     async def may_send(self, artifact: bytes, peer: Peer) -> bool:
-        """Whether a peer may hold an artifact; a stranger may hold what everybody may."""
+        """Whether a peer may hold an artifact; a stranger may hold what everybody may.
+
+        A credits table is everybody's: whoever registered its id as private could else void the credits.
+        """
+        entry = self.store.entry(artifact)
+        if entry is not None and entry.kind is Kind.CREDITS:
+            return True
         return await self._chain.has_access(artifact, Scope.HOST, peer.node or ZERO32)

@@ -35,12 +35,11 @@ def audit(
 
     `epochs`: (number, sums by dataset) of closed epochs, ascending, from the first receipt on.
     """
-    by_root = {post.table.root: post for post in posts}
     newest = max((post for post in posts if post.epoch <= through), key=lambda post: post.epoch, default=None)
     if newest is None:
         return None
     line = [newest]
-    while (earlier := by_root.get(line[-1].base)) is not None and earlier not in line:
+    while (earlier := _continued(posts, line[-1])) is not None:
         line.append(earlier)
     found: Rows = ()
     for post in reversed(line):
@@ -48,6 +47,12 @@ def audit(
         added = add_up([sums[post.dataset].rows() for sums in covered])
         found = add_up([found, within(added, post.available)]) or ((NOBODY, 0),)
     return Audited(newest, found)
+
+
+def _continued(posts: Sequence[Posted], post: Posted) -> Posted | None:
+    """What a post continues. A root comes again where an epoch credits nobody: the newest before it is meant."""
+    found = (one for one in posts if one.table.root == post.base and one.epoch <= post.after)
+    return max(found, key=lambda one: one.epoch, default=None)
 
 
 @dataclass(frozen=True)

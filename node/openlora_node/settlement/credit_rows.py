@@ -65,7 +65,7 @@ def posts(tx: Transaction, node: bytes, dataset: bytes) -> list[Posted]:
     """The tables of one dataset, newest epoch first."""
     rows = tx.all(
         "SELECT epoch, credits, leaves, base, after, available FROM credit_posts"
-        " WHERE node = ? AND dataset = ? ORDER BY epoch DESC",
+        " WHERE node = ? AND dataset = ? ORDER BY epoch DESC, at DESC",
         node,
         dataset,
     )
@@ -80,7 +80,7 @@ def queue_post(tx: Transaction, post: Posted, intent: NewIntent, now: int) -> No
     tx.write(
         "credits.post",
         "INSERT INTO credit_posts (node, dataset, epoch, root, base, after, available, leaves, credits, at)"
-        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node, dataset, root) DO UPDATE SET epoch = excluded.epoch,"
+        " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (node, dataset, epoch, root) DO UPDATE SET"
         " leaves = excluded.leaves, base = excluded.base, after = excluded.after, available = excluded.available,"
         " at = excluded.at",
         post.node,

@@ -41,6 +41,8 @@ class Pool:
     must_reach: int
     pending_until: int | None
     """When the post in its timelock can be brought into force; None without one."""
+    told: bool = True
+    """Whether the epoch of the last decision is closed: so are then all receipts of what must be reached."""
 
 
 @dataclass(frozen=True)
@@ -84,17 +86,23 @@ def decide(pool: Pool, before: Rows, epochs: Sequence[Epoch], window: int, now: 
         return Wait()
     if now > pool.waiting_since + window:
         return Lapse()
+    is_early = 2 * (now - pool.waiting_since) < window
     chosen, assigned = _redeemed(epochs, left)
     if not chosen:
         # Receipts whose vouchers are not redeemed yet: wait for them, but not until the window is over.
-        if not epochs or 2 * (now - pool.waiting_since) < window:
+        if not epochs or is_early:
             return Wait()
         chosen, assigned = epochs[:1], left
+    elif pool.settled + assigned < pool.must_reach and not pool.told and is_early:
+        # A post now would have to reach into the money of an epoch that is still open, and leave its receipts nothing.
+        return Wait()
     credited = within(add_up([epoch.credited for epoch in chosen]), left)
     all_of_it = len(chosen) == len(epochs) and left - assigned <= ROUNDING_WEI
     through = pool.accrued if all_of_it else min(pool.settled + assigned, pool.accrued)
     rows = add_up([before, credited]) or ((NOBODY, 0),)
-    return Post(chosen[-1].number, rows, max(through, pool.must_reach, pool.settled + 1))
+    # What is credited is reached even where the owner assigns less by now than when the responses were made.
+    reached = pool.settled + max(1, sum(wei for _, wei in credited))
+    return Post(chosen[-1].number, rows, max(through, pool.must_reach, reached))
 
 
 def _redeemed(epochs: Sequence[Epoch], left: int) -> tuple[Sequence[Epoch], int]:

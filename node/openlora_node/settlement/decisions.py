@@ -17,6 +17,7 @@ from ..chainview import ChainParts
 from ..journal import Journal
 from ..journal.database import Transaction
 from ..journal.outbox import submit_intent
+from ..protocol.errors import OpenLoraError
 from ..protocol.ids import format_artifact_id
 from . import credit_rows, rows
 from .chores import Sending
@@ -98,29 +99,31 @@ class Decisions:
         first = max(0, self._periods.epoch_at(now - self._window - LOOK_BACK_S))
         epochs = await asyncio.to_thread(self._periods.since, first, now)
         node = self._sending.node
+        block = (await self._parts.rpc.head()).number
         noted = await self._journal.transact(lambda tx: credit_rows.datasets(tx, node))
         queued = 0
         for dataset in sorted({*noted, *(dataset for _, sums in epochs for dataset in sums)}):
-            queued += await self._look_after(dataset, epochs, gas_price, now)
+            queued += await self._look_after(dataset, epochs, first, block, gas_price, now)
         return queued
 
     async def _look_after(
-        self, dataset: bytes, epochs: Iterable[tuple[int, Mapping[bytes, SumsLike]]], gas_price: int, now: int
+        self,
+        dataset: bytes,
+        epochs: Iterable[tuple[int, Mapping[bytes, SumsLike]]],
+        first: int,
+        block: int,
+        gas_price: int,
+        now: int,
     ) -> int:
+        """One dataset, all of it as of one block: a decision between two reads would look like a pool that lapsed."""
         node, by_use = self._sending.node, self._parts.credits
-        pool = await self._parts.settlement.credit_pool(node, dataset)
+        pool = await self._parts.settlement.credit_pool(node, dataset, block)
         if not pool.accrued:
             return 0
-        active, pending = await by_use.active_of(node, dataset), await by_use.pending_of(node, dataset)
+        active, pending = await by_use.active_of(node, dataset, block), await by_use.pending_of(node, dataset, block)
         state = await self._note(dataset, pool, active, now)
         tables = await self._journal.transact(lambda tx: credit_rows.posts(tx, node, dataset))
         before = _table_of(active, tables)
-        if before is None:
-            _log.warning(
-                "credits of %s: the table in force was posted from another journal; nothing is posted until it is gone",
-                format_artifact_id(dataset),
-            )
-            return 0
         terms = await self._parts.view.terms(dataset)
         waiting = [
             Epoch(number, sums[dataset].royalties * terms.credits_bps // BPS, sums[dataset].rows())
@@ -133,14 +136,19 @@ class Decisions:
             pool.waiting_since,
             active.must_reach,
             None if pending is None else pending.activates_at,
+            self._periods.newest_closed(now) >= self._periods.epoch_at(pool.waiting_since),
         )
         assert self._window is not None
-        decision = decide(seen, before, waiting, self._window, now)
+        decision = decide(seen, before or (), waiting, self._window, now)
+        if before is None and isinstance(decision, Post):
+            told = "credits of %s: the table in force came from another journal; nothing can continue it"
+            _log.warning(told, format_artifact_id(dataset))
+            return 0
         left = pool.accrued - pool.settled
         if not self._is_worth(decision, left, gas_price):
             return 0
         if isinstance(decision, Post):
-            return await self._post(dataset, decision, active, state, left, now)
+            return await self._post(dataset, decision, active, max(state.epoch, first - 1), left, now)
         await self._let_go(tables, active, pending)
         if isinstance(decision, Activate):
             return await self._queue(dataset, by_use.activate(node, dataset), now)
@@ -177,12 +185,17 @@ class Decisions:
         return self._rules.is_worth(left, TRANSFER_MARGIN * gas, gas_price)
 
     async def _post(
-        self, dataset: bytes, decision: Post, active: ActiveCredits, state: Decided, left: int, now: int
+        self, dataset: bytes, decision: Post, active: ActiveCredits, after: int, left: int, now: int
     ) -> int:
         node = self._sending.node
         table = CreditTable(decision.rows)
-        leaves = await self._leaves.keep(node, dataset, decision.epoch, table)
-        post = Posted(node, dataset, decision.epoch, table, leaves, active.root, state.epoch, left)
+        try:
+            leaves = await self._leaves.keep(node, dataset, decision.epoch, table)
+        except OpenLoraError as error:
+            # A table that nobody can fetch is vetoed: post none, and let the rest of settlement go on.
+            _log.warning("credits of %s: the table cannot be kept: %s", format_artifact_id(dataset), error.message)
+            return 0
+        post = Posted(node, dataset, decision.epoch, table, leaves, active.root, after, left)
         call = self._parts.credits.post(
             node, dataset, decision.epoch, table.root, leaves, decision.total, decision.through
         )

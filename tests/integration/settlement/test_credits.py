@@ -6,8 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from openlora_chain.bindings import ActiveCredits
 from openlora_node.artifacts import ArtifactStore
 from openlora_node.attribution.indexed import UNIT
+from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import format_address, format_artifact_id, format_bytes
 from openlora_node.settlement import credit_rows
 from openlora_node.settlement.auditing import audit
@@ -141,6 +143,79 @@ async def test_money_that_nobody_is_credited_with_does_not_wait_for_the_window(
         assert await here.shares_pool() == ROYALTIES * 4_000 // 10_000
         (table,) = here.desk.leaves.tables.values()
         assert table.credits == ((NOBODY, 0),)
+
+
+async def test_what_was_earned_under_older_terms_is_credited_in_full(world: ChainWorld, tmp_path: Path) -> None:
+    """The owner assigns less to use after the money came in: a post reaches what it credits, or it would be refused."""
+    async with place(world, tmp_path, "lowered") as here:
+        await here.serve(1, 900_000)
+        await world.send(here.owner, world.artifacts.set_terms(here.dataset, (0, 1_000, [])))
+        assert await here.decide() == 1
+        pending = await world.credits.pending_of(here.desk.node, here.dataset)
+        assert pending is not None
+        assert (pending.total, pending.through) == (ASSIGNED * 9 // 10, ASSIGNED * 9 // 10)
+
+
+async def test_a_decision_between_two_reads_is_not_taken_for_a_lapse(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Somebody activates while the node looks: the epochs after that are credited all the same."""
+    async with place(world, tmp_path, "between") as here:
+        await here.serve(1, 900_000)
+        assert await here.decide() == 1
+        await here.pass_time(61)
+        by_use, meanwhile = here.desk.parts.credits, [world.credits.activate(here.desk.node, here.dataset)]
+        read = by_use.active_of
+
+        async def active_of(node: bytes, dataset: bytes, at: int | None = None) -> ActiveCredits:
+            if meanwhile:
+                await world.send(here.payer, meanwhile.pop())
+            return await read(node, dataset, at)
+
+        monkeypatch.setattr(by_use, "active_of", active_of)
+        await here.decide()
+        assert not meanwhile
+        here.periods.closed = 2
+        await here.serve(2, 0, 100_000)
+        assert await here.decide() == 1
+        await here.pass_time(61)
+        assert await here.decide() == 1
+        assert (await here.in_force())[:2] == (2, ASSIGNED)
+
+
+async def test_an_epoch_that_credits_nobody_leaves_the_table_as_it_was_and_the_audit_right(
+    world: ChainWorld, tmp_path: Path
+) -> None:
+    async with place(world, tmp_path, "unchanged") as here:
+        for epoch, parts in ((1, (900_000,)), (2, ()), (3, (0, 100_000))):
+            await here.serve(epoch, *parts)
+            assert await here.decide() == 1
+            await here.pass_time(61)
+            assert await here.decide() == 1
+        assert (await here.in_force())[:2] == (3, ASSIGNED)
+        posts = await here.desk.journal.transact(lambda tx: credit_rows.posts(tx, here.desk.node, here.dataset))
+        for through in (1, 2, 3):
+            found = audit(posts, here.periods.since(0, 0), through)
+            assert found is not None
+            assert found.posted.epoch == through
+            assert found.agrees
+
+
+async def test_a_table_that_cannot_be_kept_is_not_posted_and_stops_nothing_else(
+    world: ChainWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with place(world, tmp_path, "full") as here:
+        await here.serve(1, 900_000)
+
+        async def keep(*_: object) -> bytes:
+            raise OpenLoraError(ErrorCode.STORAGE_FULL, "no room")
+
+        with monkeypatch.context() as full:
+            full.setattr(here.desk.leaves, "keep", keep)
+            assert await here.decide() == 0
+            await here.desk.round()
+        assert await world.credits.pending_of(here.desk.node, here.dataset) is None
+        assert await here.decide() == 1
 
 
 async def test_a_node_that_is_killed_posts_once(world: ChainWorld, tmp_path: Path) -> None:

@@ -22,5 +22,5 @@ CREATE TABLE credit_posts (
   leaves  BLOB NOT NULL CHECK (length(leaves) = 32),
   credits BLOB NOT NULL,
   at      INTEGER NOT NULL,
-  PRIMARY KEY (node, dataset, root)
+  PRIMARY KEY (node, dataset, epoch, root)
 ) STRICT, WITHOUT ROWID;
