@@ -1,4 +1,4 @@
-"""Who may be sent an artifact: whom its host policy names; a credits table goes to everybody, whatever is registered."""
+"""Who may be sent an artifact: whom its host policy names; a credits table goes to everybody, whoever registered it."""
 
 from __future__ import annotations
 
