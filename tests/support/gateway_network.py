@@ -36,7 +36,7 @@ from openlora_node.protocol.messages import ARTIFACT, INFER, VOUCHER
 from openlora_node.protocol.structs import NodeState
 from openlora_node.serving import Prices, Serving
 from support.chain_world import ADAPTER, BASE, ETHER, OWNER, PAYER, ChainWorld, artifact_id, fresh_wallet
-from support.gateway_world import count, write_base
+from support.gateway_world import WORDS, count, write_base
 from support.serving_world import OPTIONS, FakeArtifacts, FakeEngine
 
 PRICES = Prices(200 * 10**9, 600 * 10**9, 10**9)
@@ -133,7 +133,7 @@ async def serving_node(home: Town, name: str, *, prices: Prices = PRICES) -> Asy
         )
         await network.start()
         stack.push_async_callback(network.stop)
-        engine = CountingEngine()
+        engine = CountingEngine(first_id=WORDS)
         serving = Serving(
             node=node,
             key=key,

@@ -19,7 +19,7 @@ from typing import Any
 import msgspec
 import numpy
 from safetensors.numpy import save_file
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from openlora_chain.store import NewIntent
 from openlora_node.admission.values import Refusal
@@ -78,6 +78,8 @@ RATES = ComputeRates(200 * 10**9, 600 * 10**9)
 CHARGE = 1_000_000_000
 NOW = 1_750_000_000
 RICH = 10**18
+WORDS = 280
+"""The id of the token `t0 `, the first of a thousand."""
 TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message['role'] }}\n{{ message['content'] }}<|im_end|>\n{% endfor %}"
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
@@ -97,6 +99,7 @@ def tokenizer() -> Tokenizer:
         show_progress=False,
     )
     made.train_from_iterator(["the quick brown fox asks the node", "and the node answers"] * 4, trainer)
+    made.add_tokens([AddedToken(f"t{number} ", normalized=False) for number in range(1_000)])
     return made
 
 
@@ -178,7 +181,7 @@ Tamper = Callable[[Receipt], Receipt]
 class Script:
     """What a node does other than its duty."""
 
-    output: Sequence[int] = tuple(range(100, 112))
+    output: Sequence[int] = tuple(range(WORDS + 100, WORDS + 112))
     """Generated token ids of each choice."""
     refuse: OpenLoraError | None = None
     """What it answers to `infer` instead of taking it."""
@@ -205,6 +208,8 @@ class Script:
     hold: asyncio.Event | None = None
     """Tokens come once this is set."""
     per_message: int = 4
+    text: Callable[[str], str] = lambda text: text
+    """What it says its tokens stand for."""
     lose_done: bool = False
     """Commit the receipt, then let the stream die before it is sent."""
 
@@ -324,6 +329,7 @@ class ScriptedNode:
         choices = body.choices
         each = min(len(script.output), signed.value.max_tokens // choices)
         ids: list[list[int]] = [[] for _ in range(choices)]
+        said = [""] * choices
         for choice in range(choices):
             for start in range(0, each, script.per_message):
                 if link.cancelled:
@@ -341,7 +347,9 @@ class ScriptedNode:
                 sent += len(part)
                 run = replace(run, generated=sent)
                 self.open[digest] = key, run
-                text = "".join(f"t{token} " for token in part)
+                words = tokenizer().decode(ids[choice], skip_special_tokens=True)
+                text = script.text(words[len(said[choice]) :])
+                said[choice] = words
                 link.put(messages.Tokens(id=1, choice=choice, start=start, token_ids=part, text=text))
                 self.sent.set()
                 await asyncio.sleep(0)

@@ -135,6 +135,8 @@ class FakeEngine:
     """Plays `script`, or one token a chunk up to max_tokens. `hold` stops it before its n-th chunk until `release`."""
 
     script: list[Chunk] | None = None
+    first_id: int = 0
+    """The id that stands for the token `t0 `."""
     fail_at: int | None = None
     error: OpenLoraError = field(default_factory=lambda: OpenLoraError(ErrorCode.ENGINE_FAILED))
     hold: int | None = None
@@ -168,7 +170,7 @@ class FakeEngine:
             self.exited.set()
 
     async def _chunks(self, body: Body, max_tokens: int) -> AsyncIterator[Chunk]:
-        script = self.script if self.script is not None else tokens(max_tokens, body.choices)
+        script = self.script if self.script is not None else tokens(max_tokens, body.choices, self.first_id)
         for index, chunk in enumerate(script):
             if index == self.hold:
                 self.held.set()
@@ -186,10 +188,15 @@ class FakeEngine:
         return EngineLoad(0, 0, 0.0)
 
 
-def tokens(each: int, choices: int = 1) -> list[Chunk]:
-    """One token a chunk, choice after choice in turn; the last of each says `length`."""
+def tokens(each: int, choices: int = 1, first: int = 0) -> list[Chunk]:
+    """One token a chunk from id `first` on, choice after choice in turn; the last of each says `length`."""
     return [
-        Chunk(choice, (1000 * choice + place,), f"t{place} ", finish_reason="length" if place == each - 1 else None)
+        Chunk(
+            choice,
+            (first + 1000 * choice + place,),
+            f"t{place} ",
+            finish_reason="length" if place == each - 1 else None,
+        )
         for place in range(each)
         for choice in range(choices)
     ]

@@ -23,6 +23,7 @@ from .offers import Offer, pipeline_parts, verify_quote
 from .ports import Chain, Exchange
 from .progress import Piece, Progress, Stage
 from .purse import Purse, Ticket
+from .wording import INLINE_TOKENS, Decode, check_text
 
 QUOTE_TIMEOUT_S = 10.0
 ACCEPT_TIMEOUT_S = 30.0
@@ -45,6 +46,7 @@ class Order:
     prompt_tokens: int
     max_tokens: int
     """Over all choices together."""
+    decode: Decode
     choices: int = 1
     longest_token: int = 1 << 16
     """Characters that a token may stand for."""
@@ -170,6 +172,8 @@ class Attempt:
             checked = check_receipt(
                 Signed.unpack(Receipt, self.progress.done(done)), await self._expected(ticket, done), self._purse.domain
             )
+            if checked.receipt.value.status != ReceiptStatus.FAILED:
+                await self._check_texts(done)
             stored, closing = await self._purse.settle(ticket, checked, done.salt)
         except ProtocolError as error:
             broken = OpenLoraError(ErrorCode.RECEIPT_INVALID, f"the node broke the protocol: {error.message}")
@@ -247,6 +251,15 @@ class Attempt:
             raise OpenLoraError(ErrorCode.NODE_LOST, "the node fell silent") from None
         finally:
             self._timer = None
+
+    async def _check_texts(self, done: Done) -> None:
+        whole = done.finish_reason == "length" and self._order.choices == 1
+        for ids, text in zip(self.progress.ids, self.progress.texts, strict=True):
+            if len(ids) <= INLINE_TOKENS:
+                decoded = self._order.decode(ids)
+            else:
+                decoded = await asyncio.to_thread(self._order.decode, ids)
+            check_text("".join(text), decoded, whole=whole)
 
     async def _expected(self, ticket: Ticket, done: Done) -> Expected:
         seq = Signed.unpack(Receipt, done.receipt).value.seq

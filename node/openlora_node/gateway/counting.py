@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +38,10 @@ class PromptCounter:
         self._template = template
         self.longest_token = max(map(len, tokenizer.get_vocab(with_added_tokens=True)), default=1)
         """Characters that a token stands for at most: byte-level vocabularies write a byte as a character."""
+
+    def decode(self, token_ids: Sequence[int]) -> str:
+        """The text of generated tokens, special tokens left out; ids of no token have none."""
+        return str(self._tokenizer.decode(list(token_ids), skip_special_tokens=True))
 
     async def count(self, body: Body) -> int:
         """The prompt's tokens over all its prompts, as an engine counts them. Raises BodyError MALFORMED, UNSUPPORTED.

@@ -284,6 +284,7 @@ class Payer:
                 prompt_tokens=prepared.prompt_tokens,
                 max_tokens=tokens * prepared.body.choices,
                 choices=prepared.body.choices,
+                decode=prepared.decode,
                 longest_token=prepared.longest_token,
                 logprobs=prepared.body.logprobs_a_token,
             )

@@ -14,6 +14,7 @@ from .models import Part, Wanted, known, wanted
 from .names import Names
 from .ports import Chain, Nodes, TermsLike
 from .tokenizers import Tokenizers
+from .wording import Decode
 
 KIND_BASE, KIND_ADAPTER = 1, 2
 """Numbers of the ArtifactRegistry."""
@@ -30,6 +31,7 @@ class Prepared:
     prompt_tokens: int
     longest_token: int
     """Characters that a token of the base stands for at most."""
+    decode: Decode
 
     @property
     def adapters(self) -> frozenset[bytes]:
@@ -72,7 +74,7 @@ class Preparer:
         by_id = {entry.artifact: entry for entry in terms}
         ordered = (by_id[base], *(by_id[adapter.id] for adapter in pipeline.adapters))
         count = await counter.count(body)
-        return Prepared(body, pipeline, ordered, self.label(pipeline), count, counter.longest_token)
+        return Prepared(body, pipeline, ordered, self.label(pipeline), count, counter.longest_token, counter.decode)
 
     def label(self, pipeline: Pipeline) -> str:
         """The pipeline in names: base+adapter:0.7+adapter:0.3."""

@@ -59,6 +59,7 @@ class Progress:
         self._pauses = 0
         self.stage = Stage.SENT
         self.ids: tuple[list[int], ...] = tuple([] for _ in range(choices))
+        self.texts: tuple[list[str], ...] = tuple([] for _ in range(choices))
 
     def __repr__(self) -> str:
         return f"Progress({self.stage.value}, {self.generated} of {self.max_tokens} tokens)"
@@ -103,6 +104,7 @@ class Progress:
             raise _refused("log-probabilities came that were not asked for")
         if self._logprob_bytes > self.generated * self._logprobs * LOGPROB_BYTES + MARGIN:
             raise _refused("more log-probabilities came than were asked for")
+        self.texts[message.choice].append(message.text)
         return Piece(message.choice, message.text, message.token_ids, message.logprobs)
 
     def paused(self, message: Paused) -> tuple[int, int]:

@@ -553,3 +553,17 @@ async def test_a_quote_says_what_the_first_response_is_charged(tmp_path: Path) -
     async with world(tmp_path, Script(charge=700)) as w:
         await w.payer.quotes(await w.prepare(max_tokens=12))
         assert w.payer.held.charge_due(w.nodes[0].node, w.street.asks[-1].pipeline) == 700
+
+
+@pytest.mark.parametrize("lie", [lambda text: "x" * len(text), lambda text: text[1:], lambda text: text + "!"])
+async def test_text_that_its_ids_do_not_stand_for_is_not_paid(tmp_path: Path, lie: Callable[[str], str]) -> None:
+    async with world(tmp_path, Script(text=lie)) as w:
+        with pytest.raises(OpenLoraError, match="not what its token ids stand for") as caught:
+            await w.ask(max_tokens=12)
+        assert caught.value.code is ErrorCode.RECEIPT_INVALID
+        assert w.street.reports == [(w.nodes[0].node, ErrorCode.RECEIPT_INVALID)]
+        with Reader(w.purse.journal.path) as reader:
+            assert not list(reader.receipts(w.nodes[0].node, -1, 10))
+        with pytest.raises(OpenLoraError) as caught:
+            await w.ask(text="again")
+        assert caught.value.code is ErrorCode.NO_NODE, "it is not asked again"
