@@ -61,6 +61,7 @@ PAGE_ADAPTERS = 8_192
 MAX_PAGES = 20
 MAX_FILTERS = 1_024
 MAX_CHARGED = 4_096
+CHARGED_ONCE = frozenset({Fault.FORGED, Fault.FUTURE, Fault.REPLAYED, Fault.STALE})
 ANSWER_TIMEOUT_S = 10.0
 IDLE_S = 60.0
 FAREWELL_S = 0.3
@@ -337,13 +338,16 @@ class Advertising:
             await stream.close()
 
     def _charge(self, sender: str, node: bytes, fault: Fault) -> None:
-        """Once for a sender, node and fault: a relay that is behind on one node's key change is no forger of many."""
-        key = (sender, node, fault)
-        if sender == self._host.id or key in self._charged:
+        """Once for a sender and node where an honest relay sees the chain or the time differently; else each time."""
+        if sender == self._host.id:
             return
-        self._charged[key] = None
-        if len(self._charged) > MAX_CHARGED:
-            self._charged.popitem(last=False)
+        if fault in CHARGED_ONCE:
+            key = (sender, node, fault)
+            if key in self._charged:
+                return
+            self._charged[key] = None
+            if len(self._charged) > MAX_CHARGED:
+                self._charged.popitem(last=False)
         self._host.charge(sender, fault)
 
 

@@ -21,7 +21,8 @@ class Fault(Enum):
     FORGED = 50.0
     MALFORMED = 20.0
     OVERSIZED = 20.0
-    FUTURE = 20.0
+    FUTURE = 10.0
+    """Perhaps this host's own clock. Worth what no other fault is: an enum takes equal values for one member."""
     LIED = 34.0
     """Said it had something, or would do something, and did not."""
     REPLAYED = 2.0
