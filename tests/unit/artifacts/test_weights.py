@@ -85,3 +85,11 @@ def test_the_file_is_not_read_beyond_its_header(tmp_path: Path) -> None:
     os.truncate(path, 8 + len(header) + (1 << 40))
     with path.open("rb") as file:
         check_safetensors(file.fileno(), 8 + len(header) + (1 << 40), "weights")
+
+
+def test_a_header_beyond_its_bound_is_refused_unread(tmp_path: Path) -> None:
+    header = b"{" + b" " * (8 << 20) + b"}"
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with path.open("rb") as file, pytest.raises(OpenLoraError, match="header does not fit"):
+        check_safetensors(file.fileno(), path.stat().st_size, path.name)
