@@ -41,13 +41,22 @@ def base_folder(folder: Path, size: int = 1000) -> Path:
     return folder
 
 
+CONTRIBUTOR = "0xd2644a4ab7957A869C854cc4015dde060f3Bd643"
+
+
 def dataset_folder(folder: Path, files: int = 1, lines: int = 3) -> Path:
     """A dataset in that many files."""
     folder.mkdir(parents=True)
     for number in range(files):
-        text = "".join(json.dumps({"text": f"{number}-{line}"}) + "\n" for line in range(lines))
+        text = "".join(sample_line(CONTRIBUTOR, f"{number}-{line}") for line in range(lines))
         (folder / f"part{number:04d}.jsonl").write_text(text)
     return folder
+
+
+def sample_line(contributor: str, text: str) -> str:
+    """One canonical line of a dataset."""
+    sample = {"contributor": contributor, "licence": "CC0-1.0", "sample": {"text": text}}
+    return json.dumps(sample, sort_keys=True, separators=(",", ":")) + "\n"
 
 
 def chunks(count: float) -> int:

@@ -38,6 +38,8 @@ class Piece:
     start: int
     end: int
     owner: Address
+    repeats: bool = False
+    """The same dataset holds it already, in an earlier text."""
 
 
 @dataclass(frozen=True)
@@ -61,14 +63,20 @@ class Verdict:
 class Originals:
     """All that was registered so far, in the order of registration. One process, one order: everybody's is the same."""
 
-    _runs: dict[int, Address] = field(default_factory=dict)
-    """Hash of RUN words → who had them first."""
+    _runs: dict[int, tuple[Address, int]] = field(default_factory=dict)
+    """Hash of RUN words → who had them first, and the newest dataset that holds them."""
     _bands: dict[tuple[int, bytes], list[int]] = field(default_factory=dict)
     _texts: list[tuple[frozenset[int], Address]] = field(default_factory=list)
     """5-grams of each text and its cluster's first contributor."""
+    _dataset: int = 0
+    """Which dataset is judged, from 1."""
+    _first_text: int = 0
+    """Where its texts begin in `_texts`."""
 
     def register(self, samples: Sequence[Sample]) -> list[Verdict]:
         """Judge a dataset's texts against everything before, themselves included, and keep them."""
+        self._dataset += 1
+        self._first_text = len(self._texts)
         return [
             self._judge(number, place, text, sample.contributor)
             for number, sample in enumerate(samples)
@@ -77,42 +85,50 @@ class Originals:
 
     def _judge(self, number: int, place: int, text: str, contributor: Address) -> Verdict:
         spans, words = split_words(text)
-        owners: list[Address] = [contributor] * len(words)
+        owners: list[tuple[Address, bool]] = [(contributor, False)] * len(words)
         for at, run in enumerate(_runs(words)):
-            first = self._runs.setdefault(run, contributor)
-            if first != contributor:
-                owners[at : at + RUN] = [first] * RUN
-        near = self._join(words, contributor)
-        if near is not None:
-            return Verdict(number, place, (Piece(0, len(text), near),), near)
+            first, newest = self._runs.get(run, (contributor, 0))
+            self._runs[run] = first, self._dataset
+            if first != contributor or newest == self._dataset:
+                owners[at : at + RUN] = [(first, newest == self._dataset)] * RUN
+        near, repeats = self._join(words, contributor)
+        if near != contributor or repeats:
+            return Verdict(number, place, (Piece(0, len(text), near, repeats),), near if near != contributor else None)
         return Verdict(number, place, tuple(_pieces(text, spans, owners, contributor)))
 
-    def _join(self, words: Words, contributor: Address) -> Address | None:
-        """The first contributor of the cluster that the text belongs to, None where that is its own."""
+    def _join(self, words: Words, contributor: Address) -> tuple[Address, bool]:
+        """The first contributor of the text's cluster, and whether this very dataset holds a text of that cluster."""
         grams = _grams(words)
         if not grams:
-            return None
-        alike, candidates = None, set[int]()
+            return contributor, False
+        alike, repeats, candidates = None, False, set[int]()
         bands = _bands(grams)
         for band in bands:
             candidates.update(self._bands.get(band, ()))
         for other in sorted(candidates):
             known, first = self._texts[other]
             if len(grams & known) >= NEAR * len(grams | known):
-                alike = first
-                break
+                alike = alike or first
+                if other >= self._first_text:
+                    repeats = True
+                    break
         for band in bands:
             self._bands.setdefault(band, []).append(len(self._texts))
         self._texts.append((grams, alike or contributor))
-        return alike if alike != contributor else None
+        return alike or contributor, repeats
 
 
 def attributed(samples: Sequence[Sample], verdicts: Sequence[Verdict]) -> Iterator[Sample]:
-    """The samples as an index takes them: each piece under its owner."""
+    """The samples as an index takes them: each piece under its owner, each cluster once.
+
+    So copies push no passage past the bound on occurrences, where its first contributor would lose it too.
+    """
     for verdict in verdicts:
         sample = samples[verdict.sample]
         text = sample.texts[verdict.text]
         for piece in verdict.pieces:
+            if piece.repeats:
+                continue
             yield Sample(piece.owner, sample.licence, (text[piece.start : piece.end],))
 
 
@@ -168,7 +184,9 @@ def _bands(grams: frozenset[int]) -> list[tuple[int, bytes]]:
     return [(row, signature[row : row + BAND].tobytes()) for row in range(0, PERMUTATIONS, BAND)]
 
 
-def _pieces(text: str, spans: list[tuple[int, int]], owners: list[Address], contributor: Address) -> Iterator[Piece]:
+def _pieces(
+    text: str, spans: list[tuple[int, int]], owners: list[tuple[Address, bool]], contributor: Address
+) -> Iterator[Piece]:
     """Runs of words of one owner; the space after a word goes with it."""
     if not spans:
         yield Piece(0, len(text), contributor)
@@ -177,5 +195,5 @@ def _pieces(text: str, spans: list[tuple[int, int]], owners: list[Address], cont
     for place in range(1, len(spans) + 1):
         if place == len(spans) or owners[place] != owners[place - 1]:
             end = len(text) if place == len(spans) else spans[place][0]
-            yield Piece(start, end, owners[place - 1])
+            yield Piece(start, end, *owners[place - 1])
             start = end

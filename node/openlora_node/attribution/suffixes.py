@@ -36,10 +36,17 @@ class SuffixArray:
 
     @classmethod
     def of(cls, tokens: NDArray[np.uint16] | Ids) -> SuffixArray:
-        """Sort the suffixes of `tokens` [N]."""
+        """Sort the suffixes of `tokens` [N], to which a separator is added where they do not end in one.
+
+        Else a suffix would be sorted before those that it begins, and found behind them: the search reads separators
+        past the end.
+        """
         from pydivsufsort import divsufsort  # type: ignore[import-untyped] # slow, and not needed to search
 
-        separators = np.full(WINDOW, separator_of(tokens.dtype), tokens.dtype)
+        separator = separator_of(tokens.dtype)
+        if len(tokens) and tokens[-1] != separator:
+            tokens = np.concatenate([tokens, np.full(1, separator, tokens.dtype)])
+        separators = np.full(WINDOW, separator, tokens.dtype)
         order = divsufsort(np.ascontiguousarray(tokens)) if len(tokens) else np.empty(0)
         return cls(np.concatenate([tokens, separators]), order.astype(np.uint32))
 

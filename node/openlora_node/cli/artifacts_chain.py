@@ -66,8 +66,13 @@ async def register(
     component: Components = None,
     credits_bps: Credits = None,
     metadata: Annotated[str, typer.Option("--metadata", metavar="TEXT", help="Where the manifest is found.")] = "",
+    copied: Annotated[
+        bool, typer.Option("--copied", help="Register a dataset of which nothing is its contributors' own.")
+    ] = False,
 ) -> None:
     """Register an artifact of the store as the sender's, with its terms.
+
+    Of a dataset the plan tells what others registered first: credits for that go to them.
 
     Two transactions, so that nobody can run ahead with the id: a commitment, and after a while the registration. An
     interrupted registration goes on where it was when the command is run again.
@@ -87,15 +92,35 @@ async def register(
         salt = _salt(salt_file)
         call = desk.artifacts.register(wanted, kind, shares_root, metadata, terms, salt)
         steps = await _registering(desk, owner, wanted, salt, call)
+        report = await _originality(desk, wanted, kind, copied=copied)
         facts = {
             "artifact": artifact,
             "owner": format_address(owner),
+            **report,
             "rate": f"{terms[0]} wei",
             "components": ", ".join(f"{format_artifact_id(part)}={bps}" for part, bps in terms[2]) or "none",
             "secondsBetween": str(await desk.artifacts.min_commit_age()),
         }
         if await carry_out(options, desk, steps, facts):
             salt_file.unlink(missing_ok=True)
+
+
+async def _originality(desk: ChainDesk, artifact: bytes, kind: int, *, copied: bool) -> dict[str, str]:
+    """What others had first, for the plan. Raises BAD_MANIFEST for a dataset of which nothing is its contributors'."""
+    from .originals import earlier_datasets, judge
+
+    if kind != KINDS["dataset"]:
+        return {}
+    earlier = await earlier_datasets(desk, artifact)
+    report = await asyncio.to_thread(judge, desk.config.adapters_dir, artifact, earlier)
+    if report.is_copy and not copied:
+        whose = report.facts()["creditGoesTo"]
+        raise OpenLoraError(
+            ErrorCode.BAD_MANIFEST,
+            f"all {report.texts} texts of this dataset were registered before, credits go to {whose}: add --copied if"
+            " it is to be registered all the same",
+        )
+    return report.facts()
 
 
 @with_options(Writing)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from openlora_chain.bindings import Calldata
 from openlora_chain.deployment import load_deployment
 from openlora_chain.rpc import Rpc
 from openlora_node.protocol.ids import format_address, format_bytes
-from support.artifacts_folders import adapter_folder, base_folder, dataset_folder
+from support.artifacts_folders import adapter_folder, base_folder, dataset_folder, sample_line
 from support.chain_cli import ChainCli
 from support.chain_world import ETHER, ChainWorld, fresh_wallet, running_devnet
 
@@ -119,3 +120,45 @@ async def test_register_price_grant_and_deny(devnet_at: tuple[str, Path], tmp_pa
         assert "publish" in missing["error"]["message"]
         calls = await cli.json("artifacts", "deny", adapter, stranger, "--calldata")
         assert len(calls["calls"]) == 1
+
+
+async def test_registering_tells_what_others_had_first(devnet_at: tuple[str, Path], tmp_path: Path) -> None:
+    url, file = devnet_at
+    async with Rpc(url) as rpc:
+        world, cli = ChainWorld(rpc, load_deployment(file)), ChainCli(tmp_path, url, file)
+        owner, ann, bob = (fresh_wallet(f"originality {name}") for name in ("owner", "ann", "bob"))
+        await world.fund(owner.address)
+        paying = ("--key", await cli.key(owner, "owner"), "--password-file", cli.password, "--yes")
+        said = " ".join(f"word{number}" for number in range(90))
+
+        async def publish(name: str, *lines: tuple[bytes, str]) -> str:
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "data.jsonl").write_text("".join(sample_line(format_address(line[0]), line[1]) for line in lines))
+            shares = tmp_path / f"{name}.json"
+            shares.write_text(json.dumps([{"account": format_address(lines[0][0]), "bps": 10_000}]))
+            home = f"node.data_dir={cli.folder / 'home'}"
+            asked = ("artifacts", "publish", folder, "--kind", "dataset", "--shares", shares, "--set", home)
+            return str((await cli.json_alone(*asked))["artifact"])
+
+        first = await publish("first", (ann.address, said))
+        await cli.json("artifacts", "register", first, *paying)
+        mixed = await publish("mixed", (bob.address, f"{said[:600]} and more of his own"), (bob.address, "his own"))
+        plan = await cli.json("artifacts", "register", mixed, "--from", format_address(owner.address))
+        facts = plan["plan"]
+        assert facts["othersHadFirst"] == "1 of 2 texts"
+        assert (facts["creditGoesTo"], facts["lines"]) == (format_address(ann.address), "1")
+        assert "nearly the same" in facts["why"] or "50 words" in facts["why"]
+
+        copy = await publish("copy", (bob.address, said))
+        refused = await cli.json("artifacts", "register", copy, *paying, status=8)
+        assert "were registered before" in refused["error"]["message"]
+        done = await cli.json("artifacts", "register", copy, "--copied", *paying)
+        assert done["sent"] is not False
+        # Elsewhere, without the first dataset, nothing can be said of it, and the plan says so.
+        shutil.rmtree(next((tmp_path / "home").rglob(f"sha256/*/{first[7:]}")))
+        later = await publish("later", (bob.address, said + " again"))
+        facts = (await cli.json("artifacts", "register", later, "--from", format_address(owner.address)))["plan"][
+            "facts"
+        ]
+        assert f"{first} is not here" in facts["notJudged"]

@@ -114,3 +114,28 @@ def test_short_texts_are_judged_too(count: int) -> None:
     originals.register([sample(0, text)])
     (verdict,) = originals.register([sample(1, text)])
     assert verdict.is_own(owner(1)) == (count == 0)
+
+
+def test_copies_are_counted_once_whoever_brings_them() -> None:
+    """A thousand copies, whole or in part, add no occurrence to the index: the first contributor keeps its credit."""
+    first = prose(1, 120)
+    run = " ".join(first.split()[20 : 20 + RUN + 5])
+    copies = [sample(1, first if number % 2 else f"{prose(number, 90)} {run}") for number in range(2, 60)]
+    samples = [sample(0, first), *copies]
+    taken = list(attributed(samples, Originals().register(samples)))
+    whole = " ".join(text for one in taken for text in one.texts)
+    assert whole.count(run) == 1
+    assert taken[0].texts == (first,)
+    assert taken[0].contributor == owner(0)
+    assert all(one.contributor == owner(1) for one in taken[1:]), "of the rest only what is new stays"
+    assert len(taken) == 1 + sum(number % 2 == 0 for number in range(2, 60))
+
+
+def test_a_copy_of_another_dataset_stays_in_the_index_under_its_owner() -> None:
+    """What is indexed is this dataset: a response that repeats it is found here, for whom it belongs to."""
+    originals = Originals()
+    text = prose(1, 100)
+    originals.register([sample(0, text)])
+    later = [sample(1, text), sample(1, text)]
+    (kept,) = attributed(later, originals.register(later))
+    assert (kept.contributor, kept.texts) == (owner(0), (text,))

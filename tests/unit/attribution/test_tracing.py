@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from openlora_node.attribution.corpusindex import CorpusIndex
@@ -100,6 +100,7 @@ def slowly(index: CorpusIndex, output: list[int], prompt: list[int], background:
     background=texts("ab ", 20),
     millibits=st.sampled_from([500, 4_000, 9_000]),
 )
+@example(["aaaaaa"], "aaaaaa", "", "aaaaaa", 9_000)  # a text that begins with its own end
 def test_tracing_follows_its_rules(held: list[str], output: str, prompt: str, background: str, millibits: int) -> None:
     index = indexed(*held, millibits=millibits)
     boilerplate = SuffixArray.of(np.array(ids(background), np.uint16))
