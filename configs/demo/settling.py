@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
+from pathlib import Path
 
 from chain import ChainDesk
 from crediting import claim, credit
@@ -11,11 +12,14 @@ from offers import ADAPTERS, Offers
 from people import People
 from stage import CommandFailed, openlora, say, until
 from talking import Answer
-from village import ESCROW_WEI, Village
+from village import EPOCH_S, ESCROW_WEI, Village
 
+from openlora_node.attribution import Bundle
 from openlora_node.protocol.ids import format_address, parse_bytes32
 
 REDEEM_S, ANCHOR_S = 120.0, 150.0
+TRACED = "with json"
+"""The answer that is explained: most of it stands in its dataset."""
 FEW_WEI = 100
 """What rounding may leave undivided of the demo's royalties."""
 
@@ -38,7 +42,8 @@ async def settle(desk: ChainDesk, village: Village, people: People, offers: Offe
     for step in _claims(village, people):
         await openlora("rewards", "claim", *step, *people.sends("deployer"), *_chain(village))
     credited = await credit(desk, village, offers, roles)
-    await _prove(village, answers[-1], desk)
+    traced = next(answer for answer in answers if answer.title == TRACED)
+    await _explain(village, await _prove(village, traced, desk), roles)
     await claim(village, offers, people, credited)
     after = await desk.balances(people.earners())
     earned = {role: after[role] - before[role] for role in after}
@@ -81,22 +86,23 @@ async def _redeemed(desk: ChainDesk, village: Village, answers: Iterable[Answer]
     return spent
 
 
-async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> None:
-    """Take a receipt out of its node's journal and check it with nothing but what the chain holds."""
+async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> Path:
+    """As the payer, fetch a receipt's proof from its node and check it with nothing but what the chain holds."""
     place = next(place for place in village.nodes if place.node == answer.about["node"])
     bundle = village.home / "receipt.json"
 
-    async def exported() -> dict[str, object] | None:
+    async def fetched() -> bool:
         try:
-            told = await openlora(
-                "receipts", "export", answer.about["receipt"], "--out", bundle, "--config", place.config
+            await openlora(
+                *("receipts", "fetch", answer.about["receipt"], "--out", bundle),
+                *("--config", village.gateway_config),
             )
         except CommandFailed:
-            return None  # its epoch is not over
-        return told  # type: ignore[no-any-return]
+            return False  # its epoch is not over
+        return True
 
-    told = await until(exported, "the receipt's epoch to end", ANCHOR_S, pause=2)
-    epoch = int(told["epoch"])
+    await until(fetched, "the receipt's epoch to end", ANCHOR_S, pause=2)
+    epoch = Bundle.decode(bundle.read_bytes()).receipt.value.finished_at // EPOCH_S
 
     async def anchored() -> bytes:
         root = await desk.anchor.root_of(parse_bytes32(place.node), epoch)
@@ -108,9 +114,19 @@ async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> None:
         *("receipts", "verify", bundle, "--root", f"0x{root.hex()}", "--key", key),
         *("--chain-id", str(desk.deployment.chain_id), "--contract", format_address(desk.deployment.settlement)),
     )
-    say(
-        "anchored", f"{place.name}, epoch {epoch}: a receipt out of its journal is proven by the root on chain, offline"
-    )
+    say("anchored", f"{place.name}, epoch {epoch}: the payer proves a receipt by the root on chain, offline")
+    return bundle
+
+
+async def _explain(village: Village, bundle: Path, roles: dict[str, str]) -> None:
+    """The payer, who alone has the text, sees whose words an answer repeats, and finds what the receipt says."""
+    made = sorted((village.home / "indexes").iterdir())
+    about = (*(part for index in made for part in ("--index", index)), "--config", village.gateway_config)
+    for dataset in (await openlora("receipts", "explain", bundle, *about))["datasets"]:
+        if not dataset["asTheReceiptSays"]:
+            raise CommandFailed("the receipt says something else than a trace of the payer's text")
+        for source in dataset["sources"]:
+            say("explained", f"'{source['text'].strip()}' is in a sample of {roles[source['contributor']]}'s")
 
 
 def _claims(village: Village, people: People) -> Iterable[tuple[str, ...]]:

@@ -20,6 +20,7 @@ GAS_MONEY = 10 * 10**18
 READY_S = 180.0
 ESCROW_WEI = 2 * 10**18
 """What the gateway keeps in escrow with each node."""
+EPOCH_S = 10
 PRICES = (("pricing.input", "0.2 OPEN"), ("pricing.output", "0.6 OPEN"), ("pricing.settlement_charge", "0.001 OPEN"))
 
 
@@ -101,7 +102,7 @@ class Village:
                 ("chain.confirmations", "2"),
                 ("chain.poll_interval", "500ms"),
                 ("settlement.redeem_gas_multiple", "1"),
-                ("settlement.epoch", "10s"),
+                ("settlement.epoch", f"{EPOCH_S}s"),
                 *PRICES,
             ),
         )
@@ -150,6 +151,7 @@ class Village:
                 "escrow_per_node": f"{ESCROW_WEI} wei",
                 "listen": f"127.0.0.1:{free_port()}",
                 "names_file": str(names_file),
+                "keep_text": True,
             },
         }
         self.gateway_config.write_text(json.dumps(settings, indent=2))

@@ -105,6 +105,7 @@ def check(lines: list[str]) -> None:
     assert fees == redeemed == together + dust
     assert 0 <= dust <= 100
     assert any(line.startswith("anchored") for line in lines)
+    assert any(line.startswith("explained") and "contributor 2" in line for line in lines)
     (first,) = re.findall(r"first answer (\d+) s", text)
     (whole,) = re.findall(r"^done +after (\d+) s", text, re.MULTILINE)
     assert int(first) < 240, "60 s on a machine that does nothing else; a suite runs beside it"

@@ -18,7 +18,7 @@ from aiohttp import web
 from ..protocol import messages
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
-from ..protocol.ids import format_bytes, parse_address
+from ..protocol.ids import format_bytes, parse_address, parse_bytes32
 from ..protocol.messages import AskQuote, Infer, InferMessage
 from ..protocol.pipeline import Pipeline
 from ..protocol.structs import AccountQuery, Quote, Receipt, Request, Voucher
@@ -48,6 +48,10 @@ class Accounts(Protocol):
 
     async def voucher(self, message: messages.PutVoucher) -> messages.VoucherReply:
         """Keep a voucher."""
+        ...
+
+    async def proof(self, message: messages.GetProof) -> messages.Proof:
+        """The proof of a payer's receipt."""
         ...
 
 
@@ -106,6 +110,7 @@ class SignedDoor:
         app.router.add_post("/v1/signed", self._signed)
         app.router.add_post("/v1/voucher", self._voucher)
         app.router.add_post("/v1/account", self._account)
+        app.router.add_post("/v1/proof", self._proof)
         return app
 
     async def _quote(self, request: web.Request) -> web.StreamResponse:
@@ -158,6 +163,13 @@ class SignedDoor:
         voucher = Signed.from_json(Voucher, given.get("voucher"))
         reply = await accounts.voucher(messages.PutVoucher(voucher=voucher.pack()))
         return json_answer({"voucher": Signed.unpack(Voucher, reply.voucher).to_json()})
+
+    async def _proof(self, request: web.Request) -> web.StreamResponse:
+        accounts, given = self._open(self.accounts), await json_body(request, self._bodies)
+        query = Signed.from_json(AccountQuery, given.get("query"))
+        receipt = parse_bytes32(str(given.get("receipt")))
+        proof = await accounts.proof(messages.GetProof(query=query.pack(), receipt=receipt))
+        return web.Response(body=proof.bundle, content_type="application/json")
 
     async def _account(self, request: web.Request) -> web.StreamResponse:
         accounts, given = self._open(self.accounts), await json_body(request, self._bodies)

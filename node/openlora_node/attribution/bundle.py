@@ -88,9 +88,21 @@ def verify(data: bytes, anchored_root: bytes, domain: Domain, node_key: bytes) -
     Raises ProtocolError: MALFORMED, BAD_SIGNATURE, BAD_PIPELINE; RECEIPT_INVALID for a claim that is not proven.
     """
     bundle = Bundle.decode(data)
-    receipt, request = bundle.receipt.value, bundle.request.value
     if bundle.receipt.signer(domain) != node_key:
         raise ProtocolError(ErrorCode.BAD_SIGNATURE, "the receipt was not signed by this node's key for this chain")
+    check(bundle, domain)
+    leaf = receipt_leaf(bundle.salt, bundle.receipt.value.digest(domain))
+    if not verify_proof(anchored_root, leaf, bundle.proof):
+        raise _invalid("the anchored root does not hold it")
+    return bundle
+
+
+def check(bundle: Bundle, domain: Domain) -> None:
+    """Everything that a bundle claims by itself: request, pipeline, leaves, fee. Not who signed it, nor the anchor.
+
+    Raises ProtocolError: BAD_SIGNATURE, BAD_PIPELINE, RECEIPT_INVALID.
+    """
+    receipt, request = bundle.receipt.value, bundle.request.value
     if receipt.request_digest != request.digest(domain):
         raise _invalid("it answers another request")
     if (receipt.payer, receipt.node, receipt.pipeline_id) != (request.payer, request.node, request.pipeline_id):
@@ -106,10 +118,6 @@ def verify(data: bytes, anchored_root: bytes, domain: Domain, node_key: bytes) -
     _check_signer(bundle, domain)
     if receipt.status != ReceiptStatus.FAILED:
         _check_split(bundle)
-    leaf = receipt_leaf(bundle.salt, receipt.digest(domain))
-    if not verify_proof(anchored_root, leaf, bundle.proof):
-        raise _invalid("the anchored root does not hold it")
-    return bundle
 
 
 def _check_signer(bundle: Bundle, domain: Domain) -> None:

@@ -114,11 +114,17 @@ def show(
 @app.command()
 def explain(
     identity: Identity,
-    text: Annotated[Path, typer.Option("--text", metavar="FILE", help="The response's text, as the gateway keeps it.")],
-    index: Annotated[list[Path], typer.Option("--index", metavar="DIR", help="A dataset's index; repeatable.")],
+    text: Annotated[
+        Path | None,
+        typer.Option("--text", metavar="FILE", help="The response's text. Default: as the gateway kept it."),
+    ] = None,
+    index: Annotated[
+        list[Path] | None,
+        typer.Option("--index", metavar="DIR", help="A dataset's index; repeatable. Default: those made here."),
+    ] = None,
     tokenizer: Annotated[
-        Path, typer.Option("--tokenizer", metavar="FOLDER", help="A folder with the base's tokenizer.json.")
-    ],
+        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="The base's tokenizer.json. Default: as named.")
+    ] = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else.")
     ] = None,
@@ -129,9 +135,11 @@ def explain(
 ) -> None:
     """Show which words of a response came from whose data, and what each earned. ID may be an exported file."""
     from .explaining import print_told, tell, to_html
+    from .sources import sources_of
 
     receipt, evidence, digest = _with_evidence(identity, journal, config, sets)
-    told = tell(receipt, evidence, index, text, tokenizer)
+    found = sources_of(receipt, evidence, load_config(config, sets).config, text, index, tokenizer)
+    told = tell(receipt, evidence, found.indexes, found.text, found.tokenizer)
     if html is not None:
         _write_new(html, to_html(digest, told).encode())
     if as_json:
@@ -180,6 +188,36 @@ def export(
         f"openlora receipts verify {file} --root {result['root']} --key {result['key']}"
         f" --chain-id {domain.chain_id} --contract {result['contract']}"
     )
+
+
+@app.command()
+def fetch(
+    identity: Annotated[str, typer.Argument(metavar="ID", help="The receipt's digest, as each answer names it: 0x….")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: receipt-SEQ.json here.")] = None,
+    config: ConfigFile = None,
+    sets: Sets = None,
+    as_json: AsJson = False,
+) -> None:
+    """As the payer, fetch a receipt's proof from the node that signed it, check it, and write it to a file."""
+    import asyncio
+
+    from ..attribution import Bundle
+    from ..gateway.client import reach_gateway
+
+    digest = parse_bytes32(identity)
+
+    async def ask() -> bytes:
+        async with reach_gateway(load_config(config, sets).config) as gateway:
+            return await gateway.proof(digest)
+
+    data = asyncio.run(ask())
+    seq = Bundle.decode(data).receipt.value.seq
+    file = out or Path(f"receipt-{seq}.json")
+    _write_new(file, data)
+    if as_json:
+        print_json({"file": str(file), "seq": seq})
+    else:
+        print_text(f"{file}: `openlora receipts verify` proves it, `receipts explain` shows whose data it repeats")
 
 
 @app.command()

@@ -9,7 +9,16 @@ from typing import Any, Protocol
 
 from ..network.session import Session
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
-from ..protocol.messages import Account, ErrorReply, GetAccount, PutVoucher, VoucherMessage, VoucherReply
+from ..protocol.messages import (
+    Account,
+    ErrorReply,
+    GetAccount,
+    GetProof,
+    Proof,
+    PutVoucher,
+    VoucherMessage,
+    VoucherReply,
+)
 
 MAX_SESSIONS = 1_024
 BUSY_MS = 1_000
@@ -37,6 +46,10 @@ class Accounts(Protocol):
 
     async def voucher(self, message: PutVoucher) -> VoucherReply:
         """Keep a voucher."""
+        ...
+
+    async def proof(self, message: GetProof) -> Proof:
+        """The proof of a payer's receipt."""
         ...
 
 
@@ -115,5 +128,7 @@ async def _answer(question: VoucherMessage, accounts: Accounts) -> VoucherMessag
             return await accounts.account(question)
         case PutVoucher():
             return await accounts.voucher(question)
+        case GetProof():
+            return await accounts.proof(question)
         case _:
             raise ProtocolError(ErrorCode.MALFORMED, "an answer nobody asked for")

@@ -45,6 +45,7 @@ from .guard import TOKEN_FILE, Guard, open_token
 from .links import ChainLink, NodesLink, OutboxLink, SessionsLink, StoredTokenizers, deposit_by
 from .names import NAMES_FILE, Names, load_names
 from .payer import Payer
+from .proofs import Proofs
 from .purse import Caps, Purse
 from .quotes import Quotes
 from .recovery import Recovery
@@ -76,6 +77,7 @@ class Gateway:
     payer: Payer
     endpoint: Endpoint
     recovery: Recovery
+    proofs: Proofs
     network: Network
     chain: ChainParts
     requests: Tasks
@@ -197,7 +199,8 @@ async def _compose(
     if config.gateway.keep_text:
         texts = Texts(folder / FOLDER, config.gateway.text_ttl.total_seconds(), now)
     guard = Guard(token, any_host=not config.gateway.listen.is_loopback)
-    endpoint = Endpoint(payer, guard, health, max_body=config.limits.max_body, texts=texts)
+    proofs = Proofs(purse, sessions)
+    endpoint = Endpoint(payer, guard, health, max_body=config.limits.max_body, proofs=proofs, texts=texts)
     url = ""
     if serve:
         listening = await listen(endpoint.app(), config.gateway.listen)
@@ -207,7 +210,7 @@ async def _compose(
         stack.callback((folder / URL_FILE).unlink, missing_ok=True)
     for base in names.bases.values():
         background.spawn(nodes.follow(base.id), f"following {base.name}")
-    return Gateway(url, token_file, token, payer, endpoint, recovery, network, parts, requests)
+    return Gateway(url, token_file, token, payer, endpoint, recovery, proofs, network, parts, requests)
 
 
 async def open_payer_key(config: Config, environment: Mapping[str, str] = os.environ) -> Wallet:

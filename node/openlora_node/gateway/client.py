@@ -33,6 +33,10 @@ class Link(Protocol):
         """What a body would cost at most."""
         ...
 
+    async def proof(self, digest: bytes) -> bytes:
+        """The bundle of a receipt that was paid from here."""
+        ...
+
 
 class RemoteGateway:
     """A gateway that runs here."""
@@ -73,6 +77,16 @@ class RemoteGateway:
             raise error_of(told)
         return dict(told)
 
+    async def proof(self, digest: bytes) -> bytes:
+        """As Link says."""
+        try:
+            async with self._session.get(f"{self._url}/receipts/0x{digest.hex()}/proof") as answer:
+                if answer.status != 200:
+                    raise error_of(await answer.json(content_type=None))
+                return await answer.read()
+        except (aiohttp.ClientError, TimeoutError, ValueError):
+            raise OpenLoraError(ErrorCode.NODE_LOST, "the gateway here does not answer") from None
+
 
 class OwnGateway:
     """A gateway opened for one call."""
@@ -100,6 +114,10 @@ class OwnGateway:
         payer = self._gateway.payer
         prepared = await payer.prepare(parse_body(body, self._max_body))
         return quote_facts(prepared, await payer.quotes(prepared))
+
+    async def proof(self, digest: bytes) -> bytes:
+        """As Link says."""
+        return await self._gateway.proofs.fetch(digest)
 
 
 @asynccontextmanager

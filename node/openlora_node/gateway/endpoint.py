@@ -17,7 +17,7 @@ from ..openai.responses import Envelope, ModelEntry, StreamedResponse, WholeResp
 from ..openai.sse import DONE, HEADERS, error_event
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.health import Level, ServiceHealth
-from ..protocol.ids import format_address, format_artifact_id, format_bytes
+from ..protocol.ids import format_address, format_artifact_id, format_bytes, parse_bytes32
 from . import history
 from .answer import Answer
 from .attempt import Finished
@@ -27,6 +27,7 @@ from .offers import Offer
 from .payer import Payer
 from .preparing import Prepared
 from .progress import Piece
+from .proofs import Proofs
 from .texts import Texts
 
 MAX_IN_FLIGHT = 256
@@ -61,12 +62,20 @@ class Endpoint:
     """The routes over one payer."""
 
     def __init__(
-        self, payer: Payer, guard: Guard, health: Health, *, max_body: int, texts: Texts | None = None
+        self,
+        payer: Payer,
+        guard: Guard,
+        health: Health,
+        *,
+        max_body: int,
+        proofs: Proofs | None = None,
+        texts: Texts | None = None,
     ) -> None:
         self._payer = payer
         self._guard = guard
         self.health = health
         self._max_body = max_body
+        self._proofs = proofs
         self._texts = texts
         self._in_flight = 0
 
@@ -79,6 +88,7 @@ class Endpoint:
             web.get("/v1/models", self.models),
             web.get("/healthz", self.healthz),
             web.get("/spend", self.spend),
+            web.get("/receipts/{digest}/proof", self.proof),
         ]
         paths = frozenset(route.path for route in routes)
         app = web.Application(middlewares=[doorman(self._guard, paths)], client_max_size=self._max_body)
@@ -240,6 +250,13 @@ class Endpoint:
             return {**told, "requests": history.rows(tx, purse.domain, 0, min(limit, MAX_ROWS))}
 
         return _json(await purse.journal.transact(read))
+
+    async def proof(self, request: web.Request) -> web.Response:
+        """GET /receipts/0x…/proof: the bundle of a receipt paid from here, fetched from its node and checked."""
+        if self._proofs is None:
+            raise OpenLoraError(ErrorCode.NOT_FOUND)
+        bundle = await self._proofs.fetch(parse_bytes32(request.match_info["digest"]))
+        return web.Response(body=bundle, content_type="application/json")
 
     def _envelope(self, prepared: Prepared) -> Envelope:
         body = prepared.body

@@ -211,7 +211,20 @@ class VoucherReply(Message, frozen=True, kw_only=True, tag="voucher!"):
     voucher: Packed
 
 
-VoucherMessage = GetAccount | Account | PutVoucher | VoucherReply | ErrorReply
+class GetProof(Message, frozen=True, kw_only=True, tag="proof?"):
+    """Payer → node: the proof of a receipt of mine. `query` as in GetAccount; `receipt` is the receipt's digest."""
+
+    query: Packed
+    receipt: Hash32
+
+
+class Proof(Message, frozen=True, kw_only=True, tag="proof"):
+    """Node → payer: the receipt with its leaves and its path to the anchored root, as `openlora receipts export`."""
+
+    bundle: Annotated[bytes, Meta(max_length=480 << 10)]
+
+
+VoucherMessage = GetAccount | Account | PutVoucher | VoucherReply | GetProof | Proof | ErrorReply
 
 
 # /openlora/advert/1: signed adverts, relayed peer to peer, and the filters that they name.

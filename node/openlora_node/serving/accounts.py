@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 
 from ..admission import Rates
+from ..attribution import Epochs
+from ..attribution.export import export
 from ..journal import Ledger, LedgerKey, Reader, StoredReceipt
 from ..protocol import messages
 from ..protocol.crypto import Address
@@ -33,6 +35,19 @@ class Accounts:
 
         Raises MALFORMED, BAD_SIGNATURE, WRONG_NODE, NOT_YET_VALID, REQUEST_EXPIRED, RATE_LIMITED.
         """
+        payer = await self._asking(packed)
+        return await asyncio.to_thread(self._read, payer)
+
+    async def proof(self, packed: bytes, receipt: bytes) -> messages.Proof:
+        """A receipt of the payer's with all that proves it, once its epoch is over.
+
+        Raises as `account`; NOT_FOUND for a receipt that is not the payer's or whose epoch is still open.
+        """
+        payer = await self._asking(packed)
+        return messages.Proof(bundle=await asyncio.to_thread(self._prove, payer, receipt))
+
+    async def _asking(self, packed: bytes) -> bytes:
+        """The payer that a query speaks for."""
         signed = Signed.unpack(AccountQuery, packed)
         query, now = signed.value, self._desk.clock()
         if query.node != self._desk.house.node:
@@ -43,7 +58,7 @@ class Accounts:
                 ErrorCode.REQUEST_EXPIRED if late else ErrorCode.NOT_YET_VALID, "sign the query again, by a right clock"
             )
         await self._authorised(signed.signer(self._desk.house.domain), query.payer)
-        return await asyncio.to_thread(self._read, query.payer)
+        return query.payer
 
     async def voucher(self, packed: bytes) -> messages.VoucherReply:
         """Keep a voucher outside any response; the newest of its key.
@@ -71,6 +86,16 @@ class Accounts:
             raise OpenLoraError(
                 ErrorCode.BAD_SIGNATURE, "neither the payer nor a signer that it authorised signed this"
             )
+
+    def _prove(self, payer: bytes, receipt: bytes) -> bytes:
+        """In a thread, as `_read`."""
+        node = self._desk.house.node
+        with Reader(self._desk.journal.path) as reader:
+            found = [stored for stored in reader.find_receipts(receipt, 2) if stored.digest == receipt]
+            if not found or found[0].receipt.value.payer != payer:
+                raise OpenLoraError(ErrorCode.NOT_FOUND, "there is no such receipt of this payer's here")
+            epochs = Epochs(reader, node, self._desk.options.epoch_s)
+            return export(reader, found[0], epochs, self._desk.clock()).encode()
 
     def _read(self, payer: bytes) -> messages.Account:
         """In a thread: SQLite may wait for the disk."""

@@ -136,6 +136,11 @@ class Serving:
         await self.start()
         return await self._accounts.voucher(message.voucher)
 
+    async def proof(self, message: messages.GetProof) -> messages.Proof:
+        """Answer `proof?`."""
+        await self.start()
+        return await self._accounts.proof(message.query, message.receipt)
+
     def load(self) -> ServingLoad:
         """How busy this node is: what its adverts say."""
         capacity = self._desk.capacity

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from openlora_node.attribution.bundle import Bundle, check
 from openlora_node.network.buckets import Allowance
 from openlora_node.protocol import messages
+from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.eip712 import Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.pipeline import Pipeline
@@ -44,6 +46,27 @@ async def test_an_account_shows_ledgers_vouchers_and_open_receipts(world: World)
     assert int.from_bytes(ledger.compute_micro_wei, "big") == held.tally.compute_micro_wei
     (packed,) = account.open_receipts
     assert Signed.unpack(Receipt, packed).value == receipt_of(inbound)
+
+
+async def test_a_payer_gets_the_proof_of_its_receipt_once_the_epoch_is_over_and_nobody_else_does(world: World) -> None:
+    inbound = await world.ask()
+    await inbound.task
+    digest = receipt_of(inbound).digest(DOMAIN)
+
+    def asked(payer: Payer) -> messages.GetProof:
+        return messages.GetProof(query=payer.query(world.clock.now), receipt=digest)
+
+    assert await code_of(world.serving.proof(asked(world.payer))) is ErrorCode.NOT_FOUND  # the epoch is open
+    world.clock.now += 2 * OPTIONS.epoch_s
+    proof = await world.serving.proof(asked(world.payer))
+    messages.VOUCHER.encode(proof)
+    bundle = Bundle.decode(proof.bundle)
+    assert bundle.receipt.value == receipt_of(inbound)
+    check(bundle, DOMAIN)
+    stranger = Payer(LocalSigner(b"\x55" * 32))
+    assert await code_of(world.serving.proof(asked(stranger))) is ErrorCode.NOT_FOUND
+    nothing = messages.GetProof(query=world.payer.query(world.clock.now), receipt=b"\x01" * 32)
+    assert await code_of(world.serving.proof(nothing)) is ErrorCode.NOT_FOUND
 
 
 async def test_a_late_voucher_closes_the_debt(world: World) -> None:
