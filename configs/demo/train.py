@@ -36,11 +36,17 @@ Example = tuple[list[int], list[int]]
 console = Console(highlight=False, markup=False, soft_wrap=True)
 
 
-def examples(name: str, tokenizer: PreTrainedTokenizerFast) -> list[Example]:
-    """The samples of a dataset as the chat template writes them; only the answer and its end are learnt."""
+def examples(name: str, tokenizer: PreTrainedTokenizerFast, without: str = "") -> list[Example]:
+    """The samples of a dataset as the chat template writes them; only the answer and its end are learnt.
+
+    `without`: a contributor whose samples are left out.
+    """
     found = []
     for line in (DATASETS / f"{name}.jsonl").read_text(encoding="utf-8").splitlines():
-        messages = json.loads(line)["sample"]["messages"]
+        given = json.loads(line)
+        if given["contributor"] == without:
+            continue
+        messages = given["sample"]["messages"]
         asked = str(tokenizer.apply_chat_template(messages[:-1], tokenize=False, add_generation_prompt=True))
         question = tokenizer.encode(asked, add_special_tokens=False)
         answer = tokenizer.encode(messages[-1]["content"] + "<|im_end|>", add_special_tokens=False)
@@ -71,14 +77,14 @@ def loss_of(model: PeftModel, batch: dict[str, torch.Tensor]) -> torch.Tensor:
     return torch.nn.functional.cross_entropy(decoder.lm_head(hidden[:, :-1][learnt]), labels[learnt])
 
 
-def train(name: str, folder: Path) -> PeftModel:
-    """An adapter for one dataset."""
+def train(name: str, folder: Path, without: str = "") -> PeftModel:
+    """An adapter for one dataset, or for it without one contributor's samples."""
     torch.manual_seed(SEED)
     tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     base = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
     config = LoraConfig(r=RANK, lora_alpha=ALPHA, target_modules=list(TARGETS), task_type="CAUSAL_LM")
     model = get_peft_model(base, config)
-    samples = examples(name, tokenizer)
+    samples = examples(name, tokenizer, without)
     order = torch.Generator().manual_seed(SEED)
     optimiser = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=LEARNING_RATE, weight_decay=0)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimiser, _rate)
