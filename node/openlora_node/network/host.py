@@ -52,6 +52,8 @@ class HostOptions:
     announce: tuple[str, ...] = ()
     """Addresses told to others; empty: where the host listens and what peers observe."""
     max_connections: int = 256
+    max_per_place: int = 0
+    """Inbound connections from one IPv4 address or IPv6 /64; 0 for an eighth of all, at least eight."""
     deny: tuple[str, ...] = ()
     """IP addresses and networks (CIDR) that may not connect and are not dialled."""
     stream_rate: Allowance = STREAM_RATE

@@ -27,9 +27,12 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]
 
 from ..protocol.errors import ErrorCode, OpenLoraError
+from .guests import Guests
 from .halfopen import HalfOpen
 
 PINNED = "0.8.1"
+GUESTS = "openlora_guests"
+"""Where a swarm keeps who came in by itself."""
 WRITE_STALL_S = 15.0
 """A frame that the socket has not taken by then: the peer is frozen or hostile, the connection goes."""
 DIAL_HEAD_START_S = 0.02
@@ -156,7 +159,7 @@ def _rare_window_updates(_original: Callable[..., Any]) -> Callable[..., Any]:
 def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:
     """libp2p keeps a slot and a task for each inbound connection until the host stops, which so goes deaf.
 
-    Also bounds connections in handshake, which would take all slots for ten seconds.
+    Also bounds connections in handshake, which would take all slots for ten seconds, and those from one place.
     """
 
     async def _handle_inbound_connection(self: Swarm, socket: ReadWriteCloser, address: Multiaddr) -> None:
@@ -165,6 +168,7 @@ def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:
         if remote is None or not await self.connection_gate.is_allowed(remote):
             await socket.close()
             return
+        guests: Guests = self.__dict__.setdefault(GUESTS, Guests(self.connection_config.max_connections))
         half_open = _half_open(self)
         scope = trio.CancelScope()
         evicted = half_open.enter(scope, host)
@@ -176,8 +180,16 @@ def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:
             with scope:
                 muxer = await self.upgrade_inbound_raw_conn(raw, address)
             half_open.leave(scope)
-            if muxer is not None:
+            if muxer is None:
+                return
+            if not guests.enter(host):
+                logger.debug("inbound connection refused: enough from there, or in all")
+                abort(muxer)
+                return
+            try:
                 await muxer.event_closed.wait()
+            finally:
+                guests.leave(host)
         except Exception as error:  # noqa: BLE001 - a handshake with a stranger
             logger.debug("inbound connection refused: %s", type(error).__name__)
         finally:

@@ -367,6 +367,30 @@ def test_connections_that_come_and_go_use_nothing_up() -> None:
     run(test)
 
 
+def test_one_machine_with_fresh_keys_does_not_take_every_connection() -> None:
+    async def test() -> None:
+        options = replace(QUICK, max_connections=16, max_per_place=4)
+        async with hosts(1, options) as (b,), hosts(6) as flood, hosts(1) as (honest,):
+            for each in flood:
+                with suppress(OpenLoraError):  # it is let in for as long as it takes to see who it is
+                    await connect(each, b)
+            await until(lambda: sum(each.is_connected(b.id) for each in flood) == 4)
+            assert len(b.peers()) == 4
+            await connect(b, honest)  # places are kept for those that it dials itself
+            b.serve(ADVERT, answer)
+            honest.serve(ADVERT, answer)
+            await works(b, honest)
+            flood_ids = {each.id for each in flood}
+            for peer in b.peers():
+                if peer.id in flood_ids:
+                    b.drop(peer.id)
+            await until(lambda: len(b.peers()) == 1)
+            await connect(flood[0], b)  # who left made room
+            await works(flood[0], b)
+
+    run(test)
+
+
 def test_no_more_connections_than_allowed() -> None:
     async def test() -> None:
         async with hosts(1, replace(QUICK, max_connections=3)) as (b,), hosts(5) as others:
