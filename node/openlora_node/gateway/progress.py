@@ -37,7 +37,7 @@ LOGPROB_BYTES = 1024
 MARGIN = 64
 """Characters and bytes that a response may hold beyond what its tokens account for."""
 PAUSES = 4
-"""More pauses than tokens: each of the others needs a token that came after the one before."""
+"""Pauses that ask for no more than an earlier one did. What is asked for grows with what all requests brought."""
 
 
 class Progress:
@@ -57,6 +57,7 @@ class Progress:
         self._characters = 0
         self._logprob_bytes = 0
         self._pauses = 0
+        self._due = (0, 0)
         self.stage = Stage.SENT
         self.ids: tuple[list[int], ...] = tuple([] for _ in range(choices))
         self.texts: tuple[list[str], ...] = tuple([] for _ in range(choices))
@@ -111,10 +112,13 @@ class Progress:
         """The node waits for a voucher: the cumulative tokens and compute that it asks for."""
         if self.stage is not Stage.ACCEPTED:
             raise _refused("the node paused what it had not accepted")
-        self._pauses += 1
-        if self._pauses > self.generated + PAUSES:
-            raise _refused("the node pauses again and again and brings nothing")
-        return message.cumulative_tokens, int.from_bytes(message.cumulative_compute, "big")
+        due = message.cumulative_tokens, int.from_bytes(message.cumulative_compute, "big")
+        if due <= self._due:
+            self._pauses += 1
+            if self._pauses > PAUSES:
+                raise _refused("the node pauses again and again for the same")
+        self._due = max(due, self._due)
+        return due
 
     def done(self, message: Done) -> bytes:
         """The end: the packed receipt. A node may end at once what it had finished before."""
