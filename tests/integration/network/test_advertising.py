@@ -259,7 +259,7 @@ def test_bad_adverts_cost_who_sends_them_and_nobody_else(bad: str) -> None:
             liar.host.serve(ADVERT, serve)
             await connect(a.host, liar.host)
             await connect(a.host, honest.host)
-            least = 1.9 if bad == "replayed" else 19
+            least = {"replayed": 1.9, "future": 9.9}.get(bad, 19.0)
             await points(a, liar.host.id, least)
             held = a.advertising.table.get(victim)
             assert held is not None
