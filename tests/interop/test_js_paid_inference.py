@@ -97,6 +97,7 @@ async def test_js_pays_for_a_response_and_verifies_its_receipt(tmp_path: Path) -
         assert ledger.owed == 0
         assert ledger.voucher is not None
         assert ledger.voucher.hex() == paid["closing"]
+        assert paid["leaves"] > 10
         assert ledger.fee == int(paid["compute"]) + int(paid["royalties"])
         assert ledger.reserved == 0
         await world.journal.check_integrity(deep=True)

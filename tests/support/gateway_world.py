@@ -24,6 +24,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from openlora_chain.store import NewIntent
 from openlora_node.admission.values import Refusal
 from openlora_node.admission.vouchers import LedgerState, OpenRun, accept, opens
+from openlora_node.attribution import Behind, Evidence, Output, Part, Sampling, leaves
 from openlora_node.chainview import EscrowState, Terms
 from openlora_node.gateway.answer import Answer
 from openlora_node.gateway.escrow import EscrowRules, Escrows
@@ -41,8 +42,10 @@ from openlora_node.journal import (
     EscrowSnapshot,
     Journal,
     LedgerKey,
+    Reader,
     ReceiptDraft,
     ReceiptSlot,
+    StoredReceipt,
     VoucherEntry,
 )
 from openlora_node.network.routing import Ask
@@ -52,7 +55,7 @@ from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.eip712 import Domain, Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.health import Level, ServiceHealth
-from openlora_node.protocol.ids import ZERO32
+from openlora_node.protocol.merkle import NamedLeaf, named_root
 from openlora_node.protocol.messages import InferMessage, VoucherMessage
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.protocol.pricing import ComputeRates, RoyaltySchedule, charge, max_fee
@@ -67,6 +70,7 @@ from openlora_node.protocol.structs import (
     body_hash,
     output_hash,
 )
+from openlora_node.serving.sampler import sampler_hash, seed_of
 
 DOMAIN = Domain(chain_id=1612, verifying_contract=b"\x5e" * 20)
 PAYER_KEY = LocalSigner(b"\x01" * 32)
@@ -78,6 +82,7 @@ RATES = ComputeRates(200 * 10**9, 600 * 10**9)
 CHARGE = 1_000_000_000
 NOW = 1_750_000_000
 RICH = 10**18
+EPOCH_S = 60
 WORDS = 280
 """The id of the token `t0 `, the first of a thousand."""
 TEMPLATE = (
@@ -212,6 +217,14 @@ class Script:
     """What it says its tokens stand for."""
     lose_done: bool = False
     """Commit the receipt, then let the stream die before it is sent."""
+    behind: dict[bytes, tuple[Behind, ...]] = field(default_factory=dict)
+    """What its receipts say of the artifacts behind others."""
+    leaves: Callable[[str, dict[str, bytes]], dict[str, bytes]] = lambda group, facts: facts
+    """The leaves that it signs for, by group."""
+    evidence: Callable[[bytes], bytes] = lambda packed: packed
+    """The leaves that it sends, packed."""
+    proof: Callable[[messages.Proof], VoucherMessage] = lambda proof: proof
+    """What it answers to `proof?`."""
 
 
 class ScriptedNode:
@@ -360,10 +373,9 @@ class ScriptedNode:
             link.die()
             return
         status = ReceiptStatus.CANCELLED if stopped else ReceiptStatus.COMPLETE
-        flat = [token for part in ids for token in part]
         stored = await self.journal.commit_receipt(
             digest,  # type: ignore[arg-type]
-            lambda slot: self._receipt(slot, run.prompt_tokens, flat, status, key.pipeline),
+            lambda slot: self._receipt(slot, run.prompt_tokens, ids, status, key.pipeline, body),
         )
         self.open.pop(digest, None)
         if script.lose_done:
@@ -375,7 +387,8 @@ class ScriptedNode:
         tampered = script.receipt(stored.receipt.value)
         if tampered != stored.receipt.value or script.receipt_key is not None:
             packed = tampered.sign(DOMAIN, script.receipt_key or self.key).pack()
-        done = messages.Done(id=1, receipt=packed, finish_reason=reason, salt=stored.salt)
+        sent_leaves = script.evidence(self._evidence(stored))
+        done = messages.Done(id=1, receipt=packed, finish_reason=reason, salt=stored.salt, evidence=sent_leaves)
         if script.resend_receipt and self._first_done is not None:
             done = self._first_done
         self._first_done = self._first_done or done
@@ -400,11 +413,36 @@ class ScriptedNode:
         return True
 
     def _receipt(
-        self, slot: ReceiptSlot, prompt: int, ids: list[int], status: ReceiptStatus, pipeline: bytes
+        self,
+        slot: ReceiptSlot,
+        prompt: int,
+        choices: list[list[int]],
+        status: ReceiptStatus,
+        pipeline: bytes,
+        body: Body,
     ) -> ReceiptDraft:
-        script = self.script
-        charged = charge(slot.before, self._schedules[pipeline], script.rates, prompt, len(ids), script.charge)
+        script, schedule, salt = self.script, self._schedules[pipeline], secrets.token_bytes(32)
+        output = Output(tuple(map(tuple, choices)))
+        ids = list(output.token_ids)
+        charged = charge(slot.before, schedule, script.rates, prompt, len(ids), script.charge)
         failed = script.fail
+        signer = PAYER_KEY.address
+        if failed:
+            groups = leaves.signer_alone(signer, salt), ()
+        else:
+            groups = (
+                leaves.attribution(self._parts(pipeline), schedule, slot.before, charged, signer, salt),
+                leaves.commitment(Sampling(sampler_hash(body), seed_of(body)), output, salt),
+            )
+        evidence = Evidence(
+            *(
+                tuple(
+                    NamedLeaf(name, value, leaves.salt_of(salt, name))
+                    for name, value in sorted(script.leaves(group, {leaf.name: leaf.value for leaf in found}).items())
+                )
+                for group, found in zip(("attribution", "commitment"), groups, strict=True)
+            )
+        )
         receipt = Receipt(
             request_digest=slot.request_digest,
             payer=slot.request.value.payer,
@@ -415,8 +453,8 @@ class ScriptedNode:
             prompt_tokens=0 if failed else prompt,
             completion_tokens=0 if failed else len(ids),
             output_hash=output_hash([] if failed else ids),
-            attribution_root=ZERO32,
-            commitment_root=ZERO32,
+            attribution_root=named_root(evidence.attribution),
+            commitment_root=named_root(evidence.commitment),
             compute=0 if failed else charged.compute,
             royalties=0 if failed else charged.royalties,
             started_at=self.clock(),
@@ -425,7 +463,33 @@ class ScriptedNode:
             previous=slot.previous,
         )
         after = slot.before if failed else charged.after
-        return ReceiptDraft(receipt.sign(DOMAIN, self.key), secrets.token_bytes(32), after)
+        return ReceiptDraft(receipt.sign(DOMAIN, self.key), salt, after, evidence.pack())
+
+    def _parts(self, packed_id: bytes) -> tuple[Part, ...]:
+        """Who a response is made with, as its receipt names them."""
+        pipeline = Pipeline.unpack(self._pipelines[packed_id])
+        parts = (
+            (pipeline.base, pipeline.base_terms_version, 10_000),
+            *((adapter.id, adapter.terms_version, adapter.weight) for adapter in pipeline.adapters),
+        )
+        return tuple(
+            Part(artifact, version, weight, OWNERS[artifact], self.script.behind.get(artifact, ()))
+            for artifact, version, weight in parts
+        )
+
+    def _evidence(self, stored: StoredReceipt) -> bytes:
+        with Reader(self.journal.path) as reader:
+            return reader.evidence(self.node, stored.receipt.value.seq)
+
+    def prove(self, digest: bytes) -> VoucherMessage:
+        """What /openlora/voucher/1 shows of a receipt: alone in its epoch, which is over."""
+        with Reader(self.journal.path) as reader:
+            (stored,) = reader.find_receipts(digest, 2)
+        epoch = stored.receipt.value.finished_at // EPOCH_S
+        proof = messages.Proof(
+            salt=stored.salt, evidence=self.script.evidence(self._evidence(stored)), epoch=epoch, closed=True
+        )
+        return self.script.proof(proof)
 
     async def _take(self, packed: bytes) -> int:
         voucher = Signed.unpack(Voucher, packed)
@@ -466,8 +530,6 @@ class ScriptedNode:
                     compute_micro_wei=ledger.tally.compute_micro_wei.to_bytes(20, "big"),
                 )
             )
-            from openlora_node.journal import Reader
-
             with Reader(self.journal.path) as reader:
                 key = LedgerKey(PAYER_KEY.address, self.node, PAYER_KEY.address, pipeline)
                 receipts += [stored.receipt.pack() for stored in reader.open_receipts(key, 256)]
@@ -600,6 +662,10 @@ class AccountTalk:
                 assert query.signer(DOMAIN) == PAYER_KEY.address
                 assert query.value.node == self._node.node
                 self._replies.append(await self._node.account())
+            case messages.GetProof():
+                query = Signed.unpack(AccountQuery, message.query)
+                assert query.signer(DOMAIN) == PAYER_KEY.address
+                self._replies.append(self._node.prove(message.receipt))
             case messages.PutVoucher():
                 try:
                     await self._node._take(message.voucher)

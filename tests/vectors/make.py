@@ -10,6 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from openlora_node.attribution import Evidence, leaves
 from openlora_node.protocol import chunks, framing, manifest, merkle, messages, pricing, structs
 from openlora_node.protocol.crypto import CURVE_ORDER, HALF_CURVE_ORDER, Address, LocalSigner, keccak256
 from openlora_node.protocol.eip712 import Domain, TypedStruct, type_hash, type_string
@@ -477,6 +478,19 @@ def manifests() -> Any:
     }
 
 
+def leaf(name: str, value: int | bytes) -> merkle.NamedLeaf:
+    """A leaf of the receipt whose salt is word("salt")."""
+    return merkle.NamedLeaf(
+        name, value if isinstance(value, bytes) else leaves.word(value), leaves.salt_of(word("salt"), name)
+    )
+
+
+EVIDENCE = Evidence(
+    (leaf("base", word("base")), leaf("base/royalty", 0), leaf("royalties/undivided", -1)),
+    (leaf("choice/0/tokens", 3),),
+)
+
+
 def wire() -> Any:
     """Frames of one message of each infer direction, the varints, the two plain hashes."""
     request = REQUEST.sign(DOMAIN, PAYER).pack()
@@ -485,6 +499,7 @@ def wire() -> Any:
         messages.Infer(id=1, request=request, pipeline=PIPELINE.pack(), body=BODY),
         messages.Tokens(id=1, start=0, token_ids=TOKEN_IDS, text="ça"),
         messages.Done(id=1, receipt=RECEIPT.sign(DOMAIN, NODE).pack(), finish_reason="stop", salt=word("salt")),
+        messages.Done(id=2, receipt=b"", finish_reason="stop", salt=word("salt"), evidence=EVIDENCE.pack()),
         messages.Paused(id=1, cumulative_tokens=16, cumulative_compute=(10**20).to_bytes(16, "big")),
         messages.ErrorReply(id=2, code="BUSY", message="busy", retry_after_ms=250, alternatives=(NODE_ID,)),
     ]
@@ -501,6 +516,13 @@ def wire() -> Any:
                     ),
                 ),
                 open_receipts=(),
+            ),
+        ),
+        (messages.VOUCHER, messages.GetProof(query=b"", receipt=word("receipt"))),
+        (
+            messages.VOUCHER,
+            messages.Proof(
+                salt=word("salt"), evidence=EVIDENCE.pack(), epoch=486_111, closed=True, path=(word("sibling"),)
             ),
         ),
         (messages.ADVERT, messages.GetAdverts(known=(NODE_ID + (7).to_bytes(8, "big"),))),
@@ -523,6 +545,20 @@ def wire() -> Any:
             "empty": format_bytes(structs.output_hash(())),
         },
         "keccak256": {"empty": format_bytes(keccak256(b""))},
+        "evidence": {
+            "salt": format_bytes(word("salt")),
+            "packed": format_bytes(EVIDENCE.pack()),
+            **{
+                group: {
+                    "leaves": [
+                        {"name": leaf.name, "salt": format_bytes(leaf.salt), "value": format_bytes(leaf.value)}
+                        for leaf in leaves_
+                    ],
+                    "root": format_bytes(merkle.named_root(leaves_)),
+                }
+                for group, leaves_ in (("attribution", EVIDENCE.attribution), ("commitment", EVIDENCE.commitment))
+            },
+        },
     }
 
 

@@ -15,6 +15,7 @@ from typing import Any, NoReturn, Protocol
 
 from aiohttp import web
 
+from ..attribution.evidence import as_json as leaves_json
 from ..protocol import messages
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
@@ -169,7 +170,7 @@ class SignedDoor:
         query = Signed.from_json(AccountQuery, given.get("query"))
         receipt = parse_bytes32(str(given.get("receipt")))
         proof = await accounts.proof(messages.GetProof(query=query.pack(), receipt=receipt))
-        return web.Response(body=proof.bundle, content_type="application/json")
+        return json_answer(proof_json(proof))
 
     async def _account(self, request: web.Request) -> web.StreamResponse:
         accounts, given = self._open(self.accounts), await json_body(request, self._bodies)
@@ -235,7 +236,8 @@ def message_json(message: InferMessage) -> dict[str, Any]:
             body = {"t": "paused", "cumulativeTokens": message.cumulative_tokens, "cumulativeCompute": str(compute)}
         case messages.Done():
             body = {"t": "done", "receipt": Signed.unpack(Receipt, message.receipt).to_json(),
-                    "finishReason": message.finish_reason, "salt": format_bytes(message.salt)}  # fmt: skip
+                    "finishReason": message.finish_reason, "salt": format_bytes(message.salt),
+                    "evidence": leaves_json(message.evidence)}  # fmt: skip
         case messages.Settled():
             body = {"t": "settled", "cumulativeTokens": message.cumulative_tokens}
         case messages.ErrorReply():
@@ -243,6 +245,17 @@ def message_json(message: InferMessage) -> dict[str, Any]:
         case _:
             raise OpenLoraError(ErrorCode.INTERNAL)
     return body
+
+
+def proof_json(proof: messages.Proof) -> dict[str, Any]:
+    """What proves a receipt: its leaves by name, and its path once its epoch is over."""
+    return {
+        "salt": format_bytes(proof.salt),
+        "evidence": leaves_json(proof.evidence),
+        "epoch": proof.epoch,
+        "closed": proof.closed,
+        "path": [format_bytes(sibling) for sibling in proof.path],
+    }
 
 
 def account_json(account: messages.Account) -> dict[str, Any]:

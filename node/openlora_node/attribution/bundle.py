@@ -17,7 +17,7 @@ from ..protocol.crypto import Address
 from ..protocol.eip712 import Domain, Signed
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.ids import format_bytes, parse_bytes32
-from ..protocol.merkle import NamedLeaf, named_root, receipt_leaf, verify_proof
+from ..protocol.merkle import NamedLeaf, named_root, receipt_leaf, root_by, verify_proof
 from ..protocol.pipeline import Pipeline
 from ..protocol.structs import Receipt, ReceiptStatus, Request
 from .evidence import Evidence
@@ -39,6 +39,10 @@ class Bundle:
     salt: bytes
     proof: tuple[bytes, ...]
     evidence: Evidence
+
+    def root(self, domain: Domain) -> bytes:
+        """The root of the epoch that its proof leads to: what the chain must hold."""
+        return root_by(receipt_leaf(self.salt, self.receipt.value.digest(domain)), self.proof)
 
     def encode(self) -> bytes:
         """The one form of this bundle: keys sorted, no spaces, ASCII."""

@@ -206,11 +206,11 @@ def fetch(
 
     digest = parse_bytes32(identity)
 
-    async def ask() -> bytes:
+    async def ask() -> dict[str, Any]:
         async with reach_gateway(load_config(config, sets).config) as gateway:
             return await gateway.proof(digest)
 
-    data = asyncio.run(ask())
+    data = asyncio.run(ask())["bundle"].encode()
     seq = Bundle.decode(data).receipt.value.seq
     file = out or Path(f"receipt-{seq}.json")
     _write_new(file, data)

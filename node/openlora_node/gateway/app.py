@@ -199,7 +199,7 @@ async def _compose(
     if config.gateway.keep_text:
         texts = Texts(folder / FOLDER, config.gateway.text_ttl.total_seconds(), now)
     guard = Guard(token, any_host=not config.gateway.listen.is_loopback)
-    proofs = Proofs(purse, sessions)
+    proofs = Proofs(purse, sessions, chain.anchored)
     endpoint = Endpoint(payer, guard, health, max_body=config.limits.max_body, proofs=proofs, texts=texts)
     url = ""
     if serve:

@@ -11,13 +11,16 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from ..attribution import Evidence
 from ..journal import EscrowSnapshot, StoredReceipt
+from ..openai import parse_body
 from ..protocol.eip712 import Domain, Signed
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.messages import Accepted, AskQuote, Done, Infer, InferMessage, Paused, Pay, QuoteReply, Settled, Tokens
 from ..protocol.pipeline import Pipeline
 from ..protocol.structs import Quote, Receipt, ReceiptStatus
 from .checking import Expected, check_receipt
+from .evidence import Ordered, check_evidence
 from .ledger_book import Amounts
 from .offers import Offer, pipeline_parts, verify_quote
 from .ports import Chain, Exchange
@@ -172,9 +175,11 @@ class Attempt:
             checked = check_receipt(
                 Signed.unpack(Receipt, self.progress.done(done)), await self._expected(ticket, done), self._purse.domain
             )
+            evidence = Evidence.read(done.evidence, done.salt)
+            check_evidence(checked.receipt.value, evidence, self._ordered())
             if checked.receipt.value.status != ReceiptStatus.FAILED:
                 await self._check_texts(done)
-            stored, closing = await self._purse.settle(ticket, checked, done.salt)
+            stored, closing = await self._purse.settle(ticket, checked, done.salt, evidence)
         except ProtocolError as error:
             broken = OpenLoraError(ErrorCode.RECEIPT_INVALID, f"the node broke the protocol: {error.message}")
             await self._give_up(ticket, broken)
@@ -277,6 +282,10 @@ class Attempt:
             least_seq=ticket.least_seq,
             charge_due=await self._purse.charge_due(ticket, seq),
         )
+
+    def _ordered(self) -> Ordered:
+        body = parse_body(self._order.body, len(self._order.body))
+        return Ordered(self._offer, self._purse.signer.address, self.progress.ids, body)
 
     async def _give_up(self, ticket: Ticket, error: BaseException) -> None:
         self._exchange.cancel()

@@ -33,8 +33,8 @@ class Link(Protocol):
         """What a body would cost at most."""
         ...
 
-    async def proof(self, digest: bytes) -> bytes:
-        """The bundle of a receipt that was paid from here."""
+    async def proof(self, digest: bytes) -> dict[str, Any]:
+        """A receipt that was paid from here, proven: as proofs.Proven.to_json has it."""
         ...
 
 
@@ -77,13 +77,14 @@ class RemoteGateway:
             raise error_of(told)
         return dict(told)
 
-    async def proof(self, digest: bytes) -> bytes:
+    async def proof(self, digest: bytes) -> dict[str, Any]:
         """As Link says."""
         try:
             async with self._session.get(f"{self._url}/receipts/0x{digest.hex()}/proof") as answer:
+                told = await answer.json(content_type=None)
                 if answer.status != 200:
-                    raise error_of(await answer.json(content_type=None))
-                return await answer.read()
+                    raise error_of(told)
+                return dict(told)
         except (aiohttp.ClientError, TimeoutError, ValueError):
             raise OpenLoraError(ErrorCode.NODE_LOST, "the gateway here does not answer") from None
 
@@ -115,9 +116,9 @@ class OwnGateway:
         prepared = await payer.prepare(parse_body(body, self._max_body))
         return quote_facts(prepared, await payer.quotes(prepared))
 
-    async def proof(self, digest: bytes) -> bytes:
+    async def proof(self, digest: bytes) -> dict[str, Any]:
         """As Link says."""
-        return await self._gateway.proofs.fetch(digest)
+        return (await self._gateway.proofs.fetch(digest)).to_json()
 
 
 @asynccontextmanager

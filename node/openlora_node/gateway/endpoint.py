@@ -252,11 +252,10 @@ class Endpoint:
         return _json(await purse.journal.transact(read))
 
     async def proof(self, request: web.Request) -> web.Response:
-        """GET /receipts/0x…/proof: the bundle of a receipt paid from here, fetched from its node and checked."""
+        """GET /receipts/0x…/proof: the bundle of a receipt paid from here, its path fetched from its node, checked."""
         if self._proofs is None:
             raise OpenLoraError(ErrorCode.NOT_FOUND)
-        bundle = await self._proofs.fetch(parse_bytes32(request.match_info["digest"]))
-        return web.Response(body=bundle, content_type="application/json")
+        return _json((await self._proofs.fetch(parse_bytes32(request.match_info["digest"]))).to_json())
 
     def _envelope(self, prepared: Prepared) -> Envelope:
         body = prepared.body

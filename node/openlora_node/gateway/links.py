@@ -69,6 +69,13 @@ class ChainLink:
         self._view.forget_escrow(payer, node)
         return channel.tokens, channel.compute, channel.compute_debt + channel.royalty_debt
 
+    async def anchored(self, node: bytes, epoch: int) -> bytes:
+        """As proofs.AnchoredRoot says."""
+        try:
+            return await self._parts.anchor.root_of(node, epoch)
+        except ChainError as error:
+            raise OpenLoraError(ErrorCode.CHAIN_FAILED, error.message) from None
+
     def health(self) -> ServiceHealth:
         """As ports.Chain says."""
         return self._view.health()

@@ -12,6 +12,8 @@ from ..protocol.pricing import ComputeRates, RoyaltySchedule, max_fee
 from ..protocol.structs import CLOCK_SKEW_S, Quote
 from .ports import TermsLike
 
+Components = tuple[tuple[bytes, int], ...]
+"""(artifact, basis points) of the royalties that an artifact passes on, as its terms on chain have it."""
 LEAST_LIFE_S = 5
 """A quote that expires sooner is asked for again."""
 
@@ -25,6 +27,8 @@ class Offer:
     pipeline: Pipeline
     schedule: RoyaltySchedule
     rates: ComputeRates
+    components: tuple[Components, ...]
+    """Of each part in the quote's order; empty where an offer is only opened again to compute with."""
 
     @property
     def quote(self) -> Quote:
@@ -98,12 +102,13 @@ def verify_quote(
         raise OpenLoraError(ErrorCode.NOT_YET_VALID, "the quote is dated in the future: compare the clocks")
     if quote.expires_at <= now:
         raise OpenLoraError(ErrorCode.QUOTE_EXPIRED, "the node sent a quote that has expired")
-    return Offer(signed, digest, pipeline, schedule, ComputeRates(quote.input_rate, quote.output_rate))
+    rates = ComputeRates(quote.input_rate, quote.output_rate)
+    return Offer(signed, digest, pipeline, schedule, rates, tuple(known.components for known in terms))
 
 
-def reopen_offer(quote: bytes, preimage: bytes, domain: Domain) -> Offer:
+def reopen_offer(quote: bytes, preimage: bytes, domain: Domain, components: tuple[Components, ...] = ()) -> Offer:
     """The offer that a stored request was signed for. Raises ProtocolError for bytes that were never stored."""
     signed, pipeline = Signed.unpack(Quote, quote), Pipeline.unpack(preimage)
     rates = ComputeRates(signed.value.input_rate, signed.value.output_rate)
     schedule = RoyaltySchedule.quoted(pipeline, signed.value)
-    return Offer(signed, signed.value.digest(domain), pipeline, schedule, rates)
+    return Offer(signed, signed.value.digest(domain), pipeline, schedule, rates, components)

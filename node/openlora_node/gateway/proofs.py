@@ -1,63 +1,117 @@
-"""A payer's own proofs: fetches a receipt's leaves and its path to the anchored root from the node that signed it."""
+"""Proofs of a payer's own receipts: all is in its journal but the path to the anchored root, which the node shows."""
 
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
-from ..attribution.bundle import Bundle, check
-from ..journal.database import Transaction
-from ..journal.values import StoredReceipt
+from ..attribution import Bundle, Evidence
+from ..attribution.bundle import check
+from ..journal import Reader, spending
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
-from ..protocol.messages import ErrorReply, GetProof, Proof
-from ..protocol.structs import AccountQuery, Receipt
+from ..protocol.ids import Digest, format_bytes
+from ..protocol.messages import Proof
+from ..protocol.pipeline import Pipeline
+from ..protocol.structs import Receipt, Request
+from .accounts import ask_proof, signed_query
 from .ports import Accounts
 from .purse import Purse
 
-ANSWER_TIMEOUT_S = 20.0
+AnchoredRoot = Callable[[bytes, int], Awaitable[bytes]]
+"""(node, epoch) → the root that the chain holds, 32 zero bytes while there is none. Raises CHAIN_FAILED."""
+
+
+@dataclass(frozen=True)
+class Proven:
+    """A bundle as anyone verifies it offline, and where on the chain its root stands."""
+
+    bundle: Bundle
+    epoch: int
+    root: bytes
+    """Where its path leads."""
+    anchored: bool
+    """Whether the chain holds that root already: a node anchors within a few blocks of the epoch's end."""
+
+    def to_json(self) -> dict[str, Any]:
+        """As the gateway's endpoint answers. `bundle` is text: the exact bytes of the file that anyone verifies."""
+        return {
+            "bundle": self.bundle.encode().decode(),
+            "epoch": self.epoch,
+            "root": format_bytes(self.root),
+            "anchored": self.anchored,
+        }
+
+
+@dataclass(frozen=True)
+class _Held:
+    """A receipt with what the journal knows of it."""
+
+    receipt: Signed[Receipt]
+    request: Signed[Request]
+    pipeline: Pipeline
+    salt: bytes
+    evidence: bytes
 
 
 class Proofs:
-    """Asks nodes, and takes nothing that does not hold."""
+    """Completes what the journal holds. Asks nodes, and takes nothing that does not hold."""
 
-    def __init__(self, purse: Purse, accounts: Accounts) -> None:
+    def __init__(self, purse: Purse, accounts: Accounts, anchored: AnchoredRoot) -> None:
         self._purse = purse
         self._accounts = accounts
+        self._anchored = anchored
 
-    async def fetch(self, digest: bytes) -> bytes:
-        """The bundle of a receipt of ours, as `openlora receipts verify` takes it.
+    async def fetch(self, digest: bytes) -> Proven:
+        """The proof of a receipt of ours.
 
         Raises NOT_FOUND for a receipt that this journal does not hold or whose epoch is open, NODE_LOST, what the node
-        says; RECEIPT_INVALID where its leaves do not lead to the receipt's roots or do not add up to its fee.
+        says, CHAIN_FAILED; RECEIPT_INVALID where what it shows is not what it signed or anchored.
         """
-        stored = await self._purse.journal.transact(lambda tx: _receipt(tx, digest))
-        if stored is None:
-            raise OpenLoraError(ErrorCode.NOT_FOUND, "no response with this receipt was paid from here")
-        node = stored.receipt.value.node
+        held = await asyncio.to_thread(_held, self._purse.journal.path, digest)
+        node = held.receipt.value.node
         conversation = await self._accounts.talk(node)
         try:
-            query = AccountQuery(payer=self._purse.payer, node=node, issued_at=self._purse.clock())
-            signed = query.sign(self._purse.domain, self._purse.signer)
-            async with asyncio.timeout(ANSWER_TIMEOUT_S):
-                await conversation.send(GetProof(query=signed.pack(), receipt=digest))
-                reply = await conversation.receive()
-        except TimeoutError:
-            raise OpenLoraError(ErrorCode.NODE_LOST, "the node sends no proof") from None
+            proof = await ask_proof(conversation, signed_query(self._purse, node), digest)
         finally:
             await conversation.close()
-        if reply is None:
-            raise OpenLoraError(ErrorCode.NODE_LOST, "the node ended the session")
-        if isinstance(reply, ErrorReply):
-            raise reply.error()
-        if not isinstance(reply, Proof):
-            raise ProtocolError(ErrorCode.MALFORMED, "the node answered with something else than a proof")
-        bundle = Bundle.decode(reply.bundle)
-        if bundle.receipt.pack() != stored.receipt.pack():
-            raise ProtocolError(ErrorCode.RECEIPT_INVALID, "the node proves another receipt than the one asked for")
+        if not proof.closed:
+            raise OpenLoraError(
+                ErrorCode.NOT_FOUND, f"epoch {proof.epoch} of this receipt is still open: ask again once it is over"
+            )
+        return await self._complete(held, proof)
+
+    async def _complete(self, held: _Held, proof: Proof) -> Proven:
+        if held.evidence:
+            evidence, salt = Evidence.unpack(held.evidence, held.salt), held.salt
+        else:  # kept by a version that was not shown any leaves
+            evidence, salt = Evidence.read(proof.evidence, proof.salt), proof.salt
+        bundle = Bundle(held.request, held.pipeline, held.receipt, salt, proof.path, evidence)
         check(bundle, self._purse.domain)
-        return reply.bundle
+        root = bundle.root(self._purse.domain)
+        anchored = await self._anchored(held.receipt.value.node, proof.epoch)
+        if any(anchored) and anchored != root:
+            raise ProtocolError(
+                ErrorCode.RECEIPT_INVALID,
+                f"the node anchored another root for epoch {proof.epoch} than this receipt leads to",
+            )
+        return Proven(bundle, proof.epoch, root, any(anchored))
 
 
-def _receipt(tx: Transaction, digest: bytes) -> StoredReceipt | None:
-    row = tx.one("SELECT signed, digest, salt FROM receipts WHERE digest = ?", digest)
-    return None if row is None else StoredReceipt(Signed.unpack(Receipt, row[0]), row[1], row[2])
+def _held(journal: Path, digest: bytes) -> _Held:
+    """In a thread: SQLite may wait for the disk."""
+    with Reader(journal) as reader:
+        found = [stored for stored in reader.find_receipts(digest, 2) if stored.digest == digest]
+        if not found:
+            raise OpenLoraError(ErrorCode.NOT_FOUND, "no response with this receipt was paid from here")
+        (stored,) = found
+        value = stored.receipt.value
+        request = reader.request(Digest(value.request_digest))
+        spend = reader.read(lambda tx: spending.find(tx, value.request_digest))
+        if request is None or spend is None:
+            raise OpenLoraError(ErrorCode.NOT_FOUND, "the journal lacks the request of this receipt")
+        evidence = reader.evidence(value.node, value.seq)
+    return _Held(stored.receipt, request[0], Pipeline.unpack(spend.preimage), stored.salt, evidence)

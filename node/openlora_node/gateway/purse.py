@@ -1,8 +1,8 @@
 """The payer's money: signs requests and vouchers, and writes each promise into the journal before it leaves.
 
 One transaction admits a request: caps, nonce, reservation, opening voucher, all or nothing. One transaction closes it:
-receipt, closing voucher, what was spent. Requests of one ledger may run side by side; what they share is counted here.
-Knows neither network nor HTTP.
+receipt, leaves, closing voucher, what was spent. Requests of one ledger may run side by side; what they share is
+counted here. Knows neither network nor HTTP.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..attribution import Evidence
 from ..journal import (
     MAX_LIVE_NONCES,
     EscrowSnapshot,
@@ -203,8 +204,10 @@ class Purse:
             ErrorCode.RECEIPT_INVALID, "the node demands a voucher over more than it has sent: not paid"
         )
 
-    async def settle(self, ticket: Ticket, checked: Checked, salt: bytes) -> tuple[StoredReceipt, Signed[Voucher]]:
-        """Keep a checked receipt with the voucher that answers it. Ends the request.
+    async def settle(
+        self, ticket: Ticket, checked: Checked, salt: bytes, evidence: Evidence
+    ) -> tuple[StoredReceipt, Signed[Voucher]]:
+        """Keep a checked receipt and its leaves with the voucher that answers it. Ends the request.
 
         Raises RECEIPT_INVALID where it contradicts a receipt that is held; then the request is still to be given up.
         """
@@ -212,7 +215,7 @@ class Purse:
             open_request = book.requests.pop(ticket.digest)
             try:
                 kept, voucher = await self.journal.transact(
-                    lambda tx: self._settle(tx, ticket.key, ticket.offer, ticket.digest, checked, salt, book)
+                    lambda tx: self._settle(tx, ticket.key, ticket.offer, ticket.digest, checked, salt, evidence, book)
                 )
             except BaseException:
                 book.requests[ticket.digest] = open_request
@@ -223,7 +226,7 @@ class Purse:
         return kept, voucher
 
     async def settle_late(
-        self, spend: spending.Spend, offer: Offer, checked: Checked, salt: bytes
+        self, spend: spending.Spend, offer: Offer, checked: Checked, salt: bytes, evidence: Evidence
     ) -> tuple[StoredReceipt, Signed[Voucher]]:
         """The same for a request of an earlier life of this process. Raises RECEIPT_INVALID, NOT_FOUND."""
         key = LedgerKey(self.payer, spend.node, spend.signer, spend.pipeline)
@@ -233,7 +236,7 @@ class Purse:
                 digest = Digest(spend.request_digest)
                 try:
                     return await self.journal.transact(
-                        lambda tx: self._settle(tx, key, offer, digest, checked, salt, book)
+                        lambda tx: self._settle(tx, key, offer, digest, checked, salt, evidence, book)
                     )
                 except BaseException:
                     await self._ledgers.refresh(key, book)
@@ -334,13 +337,15 @@ class Purse:
         digest: Digest,
         checked: Checked,
         salt: bytes,
+        evidence: Evidence,
         book: LedgerBook,
     ) -> tuple[StoredReceipt, Signed[Voucher]]:
         receipt = checked.receipt.value
         check_neighbours(tx, receipt.node, receipt.seq, receipt.previous)
         before = Books(tx).ledger(key).tally
         after = grown(before, receipt, offer, charged=checked.charged)
-        kept = receipt_rows.accept_receipt(tx, self.domain, digest, ReceiptDraft(checked.receipt, salt, after))
+        draft = ReceiptDraft(checked.receipt, salt, after, evidence.pack())
+        kept = receipt_rows.accept_receipt(tx, self.domain, digest, draft)
         spending.paid(tx, digest, receipt.fee, charged=checked.charged)
         self._ledgers.load(tx, key, book)
         amounts = book.next_voucher()

@@ -9,32 +9,38 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, replace
+from functools import partial
 
+from ..attribution import Evidence
 from ..journal import Journal, LedgerKey, spending
 from ..journal.books import Books
 from ..journal.database import Transaction
 from ..journal.receipts import receipt_of
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
-from ..protocol.ids import ZERO32
-from ..protocol.messages import Account, GetAccount, Ledger, PutVoucher, VoucherReply
+from ..protocol.messages import Account, GetAccount, Ledger, Proof, PutVoucher, VoucherReply
 from ..protocol.pipeline import Pipeline
 from ..protocol.pricing import TOKENS_PER_RATE, RoyaltySchedule
-from ..protocol.structs import AccountQuery, Receipt, Request, Voucher
+from ..protocol.structs import Receipt, Request, Voucher
+from .accounts import ask, ask_proof, signed_query
 from .checking import Checked, Expected, check_receipt
+from .evidence import Ordered, check_evidence
 from .ledger_book import Amounts
 from .ledger_rows import amounts_of, charge_due
-from .offers import reopen_offer
-from .ports import Accounts, Chain, Conversation
+from .offers import Components, pipeline_parts, reopen_offer
+from .ports import Accounts, Chain, Conversation, TermsLike
 from .purse import Purse
 
-ANSWER_TIMEOUT_S = 15.0
 SETTLED_AFTER_S = 300
 """A node looked at so long after the last loss has said all that it will say of it."""
 MAX_LOOKED = 10_000
 UNPAID_TOKENS = 1_024
 """Output pauses so far past the newest voucher: a receipt over more is not believed."""
+
+Prove = Callable[[bytes], Awaitable[Proof]]
+"""Asks the node for what proves a receipt, by its digest."""
 
 logger = logging.getLogger(__name__)
 
@@ -110,14 +116,14 @@ class Recovery:
             logger.info("account with node %s: %s", node.hex()[:8], found)
 
     async def _look(self, node: bytes, conversation: Conversation) -> Recovered:
-        query = AccountQuery(payer=self._purse.payer, node=node, issued_at=self._purse.clock())
-        signed = query.sign(self._purse.domain, self._purse.signer)
-        account = await _ask(conversation, GetAccount(query=signed.pack()))
+        query = signed_query(self._purse, node)
+        account = await ask(conversation, GetAccount(query=query))
         if not isinstance(account, Account):
             raise ProtocolError(ErrorCode.MALFORMED, "the node answered with something else than an account")
         settled = disputed = adopted = 0
         for packed in account.open_receipts:
-            closing = await self._settle(node, Signed.unpack(Receipt, packed))
+            late = Signed.unpack(Receipt, packed)
+            closing = await self._settle(node, late, partial(ask_proof, conversation, query))
             if closing is None:
                 disputed += 1
             else:
@@ -131,7 +137,7 @@ class Recovery:
             self.disputed[node] = disputed
         return Recovered(settled, disputed, adopted)
 
-    async def _settle(self, node: bytes, signed: Signed[Receipt]) -> Signed[Voucher] | None:
+    async def _settle(self, node: bytes, signed: Signed[Receipt], prove: Prove) -> Signed[Voucher] | None:
         """Pay a late receipt; None if it is not paid."""
         receipt = signed.value
         found = await self._journal.transact(lambda tx: _known(tx, receipt))
@@ -158,10 +164,16 @@ class Recovery:
             charge_due=await self._journal.transact(lambda tx: charge_due(tx, key, receipt.seq)),
             most_tokens=None if spend.received is not None else UNPAID_TOKENS,
         )
+        components = await self._components(offer.pipeline)
         try:
             checked: Checked = check_receipt(signed, expected, self._purse.domain)
-            _, closing = await self._purse.settle_late(spend, offer, checked, ZERO32)
+            proof = await prove(receipt.digest(self._purse.domain))
+            evidence = Evidence.read(proof.evidence, proof.salt)
+            check_evidence(receipt, evidence, Ordered(replace(offer, components=components), spend.signer))
+            _, closing = await self._purse.settle_late(spend, offer, checked, proof.salt, evidence)
         except OpenLoraError as error:
+            if error.code.retryable:
+                raise
             logger.warning("a late receipt of node %s is not paid: %s", node.hex()[:8], error.message)
             note = error.message
             await self._journal.transact(lambda tx: spending.annotate(tx, spend.request_digest, note))
@@ -202,34 +214,25 @@ class Recovery:
         return int(adopted)
 
     async def _schedule(self, pipeline: Pipeline) -> RoyaltySchedule:
-        parts = [(pipeline.base, pipeline.base_terms_version)]
-        parts += [(adapter.id, adapter.terms_version) for adapter in pipeline.adapters]
-        rates = []
-        for artifact, version in parts:
+        rates = [terms.rate for terms in await self._terms(pipeline)]
+        return RoyaltySchedule.of(pipeline, rates[0], tuple(rates[1:]))
+
+    async def _components(self, pipeline: Pipeline) -> tuple[Components, ...]:
+        return tuple([terms.components for terms in await self._terms(pipeline)])
+
+    async def _terms(self, pipeline: Pipeline) -> list[TermsLike]:
+        found = []
+        for artifact, version in pipeline_parts(pipeline):
             terms = await self._chain.terms_at(artifact, version)
             if terms is None:
                 raise ProtocolError(ErrorCode.BAD_PIPELINE, "the node shows a ledger of terms that do not exist")
-            rates.append(terms.rate)
-        return RoyaltySchedule.of(pipeline, rates[0], tuple(rates[1:]))
+            found.append(terms)
+        return found
 
     async def _put(self, conversation: Conversation, voucher: Signed[Voucher]) -> None:
-        reply = await _ask(conversation, PutVoucher(voucher=voucher.pack()))
+        reply = await ask(conversation, PutVoucher(voucher=voucher.pack()))
         if not isinstance(reply, VoucherReply):
             raise ProtocolError(ErrorCode.MALFORMED, "the node answered a voucher with something else")
-
-
-async def _ask(conversation: Conversation, question: GetAccount | PutVoucher) -> object:
-    try:
-        async with asyncio.timeout(ANSWER_TIMEOUT_S):
-            await conversation.send(question)
-            reply = await conversation.receive()
-    except TimeoutError:
-        raise OpenLoraError(ErrorCode.NODE_LOST, "the node does not answer about our account") from None
-    if reply is None:
-        raise OpenLoraError(ErrorCode.NODE_LOST, "the node ended the session about our account")
-    if error := getattr(reply, "error", None):
-        raise error()
-    return reply
 
 
 def _known(tx: Transaction, receipt: Receipt) -> tuple[spending.Spend, Request, bool, Signed[Voucher] | None] | None:

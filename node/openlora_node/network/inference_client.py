@@ -365,7 +365,7 @@ class InferClient:
 def _size(message: InferMessage) -> int:
     """Roughly what a message takes in memory."""
     text = len(getattr(message, "text", "")) + len(getattr(message, "logprobs", b""))
-    return text + 8 * len(getattr(message, "token_ids", ()))
+    return text + len(getattr(message, "evidence", b"")) + 8 * len(getattr(message, "token_ids", ()))
 
 
 def lost(why: str) -> OpenLoraError:

@@ -25,6 +25,8 @@ MAX_FILE_BYTES = 1 << 42
 MAX_DEPTH = 8
 MAX_PATH_BYTES = 255
 MAX_SEGMENTS = 16
+MAX_DATASETS = 16
+"""Of an adapter: a receipt names each."""
 _MAX_INTEGER = (1 << 53) - 1
 _SEGMENT = re.compile(r"[A-Za-z0-9_](?:[A-Za-z0-9._+=-]*[A-Za-z0-9_+=-])?", re.ASCII)
 _HEX = re.compile(r"[0-9a-f]{64}", re.ASCII)
@@ -102,8 +104,8 @@ class AdapterManifest(Manifest, frozen=True, kw_only=True, forbid_unknown_fields
         parse_artifact_id(self.base)
         for dataset in self.datasets:
             parse_artifact_id(dataset)
-        if list(self.datasets) != sorted(set(self.datasets)):
-            raise _refuse("datasets stand in ascending order, each once")
+        if list(self.datasets) != sorted(set(self.datasets)) or len(self.datasets) > MAX_DATASETS:
+            raise _refuse(f"datasets stand in ascending order, each once, at most {MAX_DATASETS}")
         _check_json(self.recipe, 1)
 
 

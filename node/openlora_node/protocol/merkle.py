@@ -102,10 +102,15 @@ def verify_proof(root: bytes, leaf: bytes, proof: Sequence[bytes]) -> bool:
     """Whether `proof` leads from `leaf` to `root`, as OpenZeppelin's MerkleProof.verify decides it for bytes32."""
     if any(len(word) != 32 for word in (root, leaf, *proof)):
         return False
+    return root_by(leaf, proof) == root
+
+
+def root_by(leaf: bytes, proof: Sequence[bytes]) -> bytes:
+    """Where `proof`, siblings from the leaf up, leads from `leaf`."""
     node = leaf
     for sibling in proof:
         node = _pair(node, sibling)
-    return node == root
+    return node
 
 
 def _pair(left: bytes, right: bytes) -> bytes:

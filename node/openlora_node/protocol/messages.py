@@ -25,6 +25,8 @@ Number = Annotated[int, Meta(ge=0, le=(1 << 63) - 1)]
 RequestId = Annotated[int, Meta(ge=1, le=(1 << 63) - 1)]
 """Chosen by the payer; 0 stands for the whole stream, in errors only."""
 TokenId = Annotated[int, Meta(ge=0, le=(1 << 32) - 1)]
+PackedLeaves = Annotated[bytes, Meta(max_length=256 << 10)]
+"""The leaves behind a receipt's two roots, see `leaves`; the most that a pipeline can have take 148 KiB."""
 
 
 class Message(msgspec.Struct, frozen=True, kw_only=True, tag_field="t", omit_defaults=True):
@@ -158,7 +160,9 @@ class Done(Message, frozen=True, kw_only=True, tag="done"):
     receipt: Packed
     finish_reason: Annotated[str, Meta(max_length=32)]
     salt: Hash32
-    """Salt of the receipt's leaf in its epoch's tree."""
+    """Salt of the receipt's leaf in its epoch's tree; the salts of its named leaves come out of it."""
+    evidence: PackedLeaves = b""
+    """The leaves behind the receipt's roots; none where the receipt is all that is left of a response."""
 
 
 class Settled(Message, frozen=True, kw_only=True, tag="settled"):
@@ -212,16 +216,22 @@ class VoucherReply(Message, frozen=True, kw_only=True, tag="voucher!"):
 
 
 class GetProof(Message, frozen=True, kw_only=True, tag="proof?"):
-    """Payer → node: the proof of a receipt of mine. `query` as in GetAccount; `receipt` is the receipt's digest."""
+    """Payer → node: what proves a receipt of mine? `query` as in GetAccount; `receipt` is the receipt's digest."""
 
     query: Packed
     receipt: Hash32
 
 
 class Proof(Message, frozen=True, kw_only=True, tag="proof"):
-    """Node → payer: the receipt with its leaves and its path to the anchored root, as `openlora receipts export`."""
+    """Node → payer: the receipt's leaves at any time, and once its epoch is over its path to the anchored root."""
 
-    bundle: Annotated[bytes, Meta(max_length=480 << 10)]
+    salt: Hash32
+    evidence: PackedLeaves
+    epoch: Number
+    closed: bool
+    """No receipt comes to the epoch any more: its root is anchored, or about to be."""
+    path: Annotated[tuple[Hash32, ...], Meta(max_length=64)] = ()
+    """Siblings from the receipt's leaf up; none while the epoch is open, and for the one receipt of an epoch."""
 
 
 VoucherMessage = GetAccount | Account | PutVoucher | VoucherReply | GetProof | Proof | ErrorReply

@@ -1,23 +1,28 @@
-"""`/openlora/voucher/1`: what a payer holds here, and vouchers that come late or after a journal was lost."""
+"""`/openlora/voucher/1`: what a payer holds here, what proves its receipts, vouchers that come late or after a loss."""
 
 from __future__ import annotations
 
 import asyncio
+import threading
+from collections import OrderedDict
 
 from ..admission import Rates
 from ..attribution import Epochs
-from ..attribution.export import export
+from ..attribution.epochs import leaf_of
 from ..journal import Ledger, LedgerKey, Reader, StoredReceipt
 from ..protocol import messages
 from ..protocol.crypto import Address
 from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError
+from ..protocol.merkle import MerkleTree
 from ..protocol.structs import CLOCK_SKEW_S, AccountQuery, Voucher
 from .desk import Desk
 
 MAX_LEDGERS = 64
 MAX_OPEN_RECEIPTS = 256
 MAX_READ = 4_096
+MAX_TREES = 4
+"""Of epochs that proofs were asked of. One of 100,000 receipts takes half a second and 20 MB."""
 MAX_ANSWER_BYTES = 480 << 10
 """Leaves room for the message around it."""
 COMPUTE_BYTES = 20
@@ -29,6 +34,8 @@ class Accounts:
     def __init__(self, desk: Desk, rates: Rates) -> None:
         self._desk = desk
         self._rates = rates
+        self._trees: OrderedDict[int, MerkleTree] = OrderedDict()
+        self._making = threading.Lock()
 
     async def account(self, packed: bytes) -> messages.Account:
         """The payer's ledgers and the receipts that no voucher covers, the largest debts first.
@@ -39,12 +46,12 @@ class Accounts:
         return await asyncio.to_thread(self._read, payer)
 
     async def proof(self, packed: bytes, receipt: bytes) -> messages.Proof:
-        """A receipt of the payer's with all that proves it, once its epoch is over.
+        """A receipt of the payer's: its leaves, and once its epoch is over its path to the anchored root.
 
-        Raises as `account`; NOT_FOUND for a receipt that is not the payer's or whose epoch is still open.
+        Raises as `account`; NOT_FOUND for a receipt that is not the payer's.
         """
         payer = await self._asking(packed)
-        return messages.Proof(bundle=await asyncio.to_thread(self._prove, payer, receipt))
+        return await asyncio.to_thread(self._prove, payer, receipt)
 
     async def _asking(self, packed: bytes) -> bytes:
         """The payer that a query speaks for."""
@@ -87,15 +94,34 @@ class Accounts:
                 ErrorCode.BAD_SIGNATURE, "neither the payer nor a signer that it authorised signed this"
             )
 
-    def _prove(self, payer: bytes, receipt: bytes) -> bytes:
+    def _prove(self, payer: bytes, receipt: bytes) -> messages.Proof:
         """In a thread, as `_read`."""
         node = self._desk.house.node
         with Reader(self._desk.journal.path) as reader:
             found = [stored for stored in reader.find_receipts(receipt, 2) if stored.digest == receipt]
             if not found or found[0].receipt.value.payer != payer:
                 raise OpenLoraError(ErrorCode.NOT_FOUND, "there is no such receipt of this payer's here")
+            (stored,) = found
+            value = stored.receipt.value
             epochs = Epochs(reader, node, self._desk.options.epoch_s)
-            return export(reader, found[0], epochs, self._desk.clock()).encode()
+            epoch = epochs.number_at(value.finished_at)
+            closed = epoch <= epochs.newest_closed(self._desk.clock())
+            return messages.Proof(
+                salt=stored.salt,
+                evidence=reader.evidence(node, value.seq),
+                epoch=epoch,
+                closed=closed,
+                path=self._tree(epochs, epoch).proof(leaf_of(stored)) if closed else (),
+            )
+
+    def _tree(self, epochs: Epochs, epoch: int) -> MerkleTree:
+        """A closed epoch's tree: one is made at a time, the newest asked for are kept."""
+        with self._making:
+            tree = self._trees.pop(epoch, None) or epochs.tree(epoch)
+            self._trees[epoch] = tree
+            while len(self._trees) > MAX_TREES:
+                self._trees.popitem(last=False)
+        return tree
 
     def _read(self, payer: bytes) -> messages.Account:
         """In a thread: SQLite may wait for the disk."""

@@ -13,7 +13,6 @@ from ..journal import Journal, ReceiptDraft, ReceiptSlot, StoredReceipt
 from ..protocol.crypto import Signer
 from ..protocol.errors import OpenLoraError
 from ..protocol.ids import Digest
-from ..protocol.pricing import Tally
 from .capacity import Capacity
 from .facts import Facts
 from .ledgers import Ledgers
@@ -48,22 +47,22 @@ class Desk:
     unreleased: set[Digest] = field(default_factory=set)
     """Requests whose reservation could not be released when they failed."""
 
-    async def commit(self, digest: Digest, outcome: Outcome) -> tuple[StoredReceipt, Tally]:
-        """The receipt of a request, and its ledger's tally after it. Raises STORAGE_* and what the journal raises."""
-        grown: list[Tally] = []
+    async def commit(self, digest: Digest, outcome: Outcome) -> tuple[StoredReceipt, ReceiptDraft]:
+        """The receipt of a request, and what was kept with it. Raises STORAGE_* and what the journal raises."""
+        drafts: list[ReceiptDraft] = []
 
         def build(slot: ReceiptSlot) -> ReceiptDraft:
             # In the writer's thread, one at a time: nothing else touches newest_finish once serving has begun.
             self.newest_finish = max(self.newest_finish, self.clock(), outcome.started_at)
             draft = build_receipt(slot, replace(outcome, finished_at=self.newest_finish), self.house.domain, self.key)
-            grown.append(draft.after)
+            drafts.append(draft)
             return draft
 
         stored = await self.journal.commit_receipt(digest, build)
-        if not grown:
+        if not drafts:
             raise AssertionError("a request has one task")
         self.receipts += 1
-        return stored, grown[-1]
+        return stored, drafts[-1]
 
     async def release(self, digest: Digest) -> None:
         """Give a request's reservation back: it gets no receipt. Where the disk refuses, it is tried again later."""

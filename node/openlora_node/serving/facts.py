@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Sequence
 
 from ..admission import PartStanding, Standing, Visitor
 from ..attribution import Behind, Part
@@ -63,13 +64,14 @@ class Facts:
             await self._chain.accepted_until(artifact, version),
         )
 
-    async def parts(self, pipeline: Pipeline) -> tuple[Part, ...]:
-        """Everything that a receipt names of a pipeline."""
-        found = []
-        for artifact, version, weight in parts_of(pipeline):
-            owner, behind = await self._behind_of(artifact, version)
-            found.append(Part(artifact, version, weight, owner, behind))
-        return tuple(found)
+    async def parts(self, pipeline: Pipeline, owners: Sequence[bytes]) -> tuple[Part, ...]:
+        """Everything that a receipt names of a pipeline; `owners` of its artifacts as they were quoted."""
+        return tuple(
+            [
+                Part(artifact, version, weight, owner, await self._behind(artifact, version))
+                for (artifact, version, weight), owner in zip(parts_of(pipeline), owners, strict=True)
+            ]
+        )
 
     def check_base(self, pipeline: Pipeline) -> None:
         """Raises BAD_PIPELINE for an adapter that is here and was made for another base."""
@@ -80,7 +82,7 @@ class Facts:
                     ErrorCode.BAD_PIPELINE, f"{format_artifact_id(adapter.id)} is no adapter of this pipeline's base"
                 )
 
-    async def _behind_of(self, artifact: bytes, version: int) -> tuple[bytes, tuple[Behind, ...]]:
+    async def _behind(self, artifact: bytes, version: int) -> tuple[Behind, ...]:
         manifest = self._artifacts.manifest(artifact)
         terms = await self._chain.terms_at(artifact, version) or Terms(artifact)
         registered = dict(terms.components)
@@ -94,7 +96,7 @@ class Facts:
             theirs = await self._chain.terms(other)
             kind = "base" if theirs.kind == Kind.BASE else "dataset"
             behind.append(Behind(other, registered.get(other, 0), theirs.shares_root, kind, theirs.credits_bps))
-        return bytes(terms.owner), tuple(behind)
+        return tuple(behind)
 
 
 def _fits(manifest: AnyManifest, base: bytes) -> bool:

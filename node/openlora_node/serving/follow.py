@@ -81,7 +81,7 @@ class _Follower:
         while response.finished is None or self._sent < len(response.pieces):
             bell = response.changed.next
             if response.stored is not None:
-                await inbound.send(self._done(response.stored, EXPIRED))
+                await inbound.send(self._done(response.stored, EXPIRED, b""))
                 raise OpenLoraError(ErrorCode.RESULT_EXPIRED)
             if response.prompt_tokens is not None and not accepted:
                 accepted = True
@@ -92,7 +92,8 @@ class _Follower:
             await self._ask_for_voucher()
             if response.finished is None:
                 await bell.wait()
-        await inbound.send(self._done(response.finished.stored, response.finished.finish_reason))
+        finished = response.finished
+        await inbound.send(self._done(finished.stored, finished.finish_reason, finished.evidence))
         await self._closed()
         covered = max(self._covered, response.covered_tokens)
         await inbound.send(Settled(id=self._number, cumulative_tokens=covered))
@@ -122,5 +123,11 @@ class _Follower:
             async with asyncio.timeout(self._answer_s):
                 await self._answered.wait()
 
-    def _done(self, stored: StoredReceipt, reason: str) -> Done:
-        return Done(id=self._number, receipt=stored.receipt.pack(), finish_reason=reason, salt=stored.salt)
+    def _done(self, stored: StoredReceipt, reason: str, evidence: bytes) -> Done:
+        return Done(
+            id=self._number,
+            receipt=stored.receipt.pack(),
+            finish_reason=reason,
+            salt=stored.salt,
+            evidence=evidence,
+        )

@@ -167,9 +167,9 @@ class ServingOptions:
     in_flight_per_payer: int = 4
     """Requests of one payer that wait, run, or await their closing voucher."""
     unpaid_tokens: int = 1_024
+    """Tokens of one ledger past its newest voucher before its output pauses."""
     epoch_s: int = 3_600
     """Length of an epoch of receipts, in seconds."""
-    """Tokens of one ledger past its newest voucher before its output pauses."""
     lead_tokens: int = 4_096
     """Tokens that a response may be ahead of its fastest reader before it pauses."""
     quote_s: int = 180

@@ -65,6 +65,8 @@ class Finished:
     """The ledger's tally after it."""
     at: int
     """Unix seconds."""
+    evidence: bytes = b""
+    """The leaves behind its receipt's roots, packed."""
 
 
 class Response:
@@ -150,6 +152,7 @@ class Response:
     def finish(self, finished: Finished) -> None:
         """The receipt is committed."""
         self.finished = finished
+        self.size += len(finished.evidence)
         self.changed.fire()
 
     def fail(self, error: OpenLoraError) -> None:

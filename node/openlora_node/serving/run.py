@@ -112,7 +112,7 @@ async def _admit(desk: Desk, response: Response, visitor: Visitor, body: Body, e
     mix = mix_of(visitor.pipeline)
     info = await engine.info()
     prompt_tokens = await engine.count(body, mix)
-    parts = await desk.facts.parts(visitor.pipeline)
+    parts = await desk.facts.parts(visitor.pipeline, [royalty.owner for royalty in visitor.quote.quote.royalties])
     escrow = await desk.chain.escrow(visitor.payer, desk.house.node)
     await desk.release_late()
     ledger = await desk.ledgers.get(response.key, visitor.quote.schedule)
@@ -270,10 +270,10 @@ async def _receipt(desk: Desk, response: Response, job: _Job, status: ReceiptSta
         finished_at=job.started_at,
         salt=new_salt(),
     )
-    stored, after = await desk.commit(response.digest, outcome)
+    stored, draft = await desk.commit(response.digest, outcome)
     job.ledger.allow(response.digest, stored.receipt.value.fee, desk.options.closing_s)
-    job.ledger.end(response.digest, after)
-    return Finished(stored, reason, after, stored.receipt.value.finished_at)
+    job.ledger.end(response.digest, draft.after)
+    return Finished(stored, reason, draft.after, stored.receipt.value.finished_at, draft.evidence)
 
 
 async def _close(desk: Desk, response: Response, ledger: LiveLedger) -> None:

@@ -17,6 +17,7 @@ import { CID } from 'multiformats/cid'
 import * as raw from 'multiformats/codecs/raw'
 import { create as createDigest } from 'multiformats/hashes/digest'
 import { charge, maxFee } from './fees.mjs'
+import { leadsTo, readLeaves, split } from './leaves.mjs'
 import { addressOf, addressOfPoint, digest, hex, integer, join, keccak, number, pack, same, separator, sign, signerOf, structHash, uncompressed, unhex, unpackSigned, utf8 } from './structs.mjs'
 import { Messages } from './wire.mjs'
 
@@ -235,6 +236,13 @@ async function infer ({ domain, node, peer, secret, pipeline, body, promptTokens
     receipt.compute === cost.compute, receipt.royalties === cost.royalties
   ]
   if (stated.includes(false)) throw new Error(`the receipt contradicts what arrived: ${stated}`)
+  const leaves = readLeaves(message.evidence)
+  const divided = split(leaves)
+  const proven = [
+    leadsTo(leaves.attribution, message.salt, receipt.attributionRoot), leadsTo(leaves.commitment, message.salt, receipt.commitmentRoot),
+    divided.compute === cost.compute, divided.royalties === cost.royalties, same(leaves.attribution.get('base'), plan.base)
+  ]
+  if (proven.includes(false)) throw new Error(`the leaves do not prove the receipt: ${proven}`)
 
   const receiptDigest = digest(separatorBytes, 'Receipt', receipt)
   const closing = voucher(cost.after, receiptDigest)
@@ -244,7 +252,7 @@ async function infer ({ domain, node, peer, secret, pipeline, body, promptTokens
   await messages.close()
   return {
     text, tokens, pauses, finish: message.finish_reason, receipt: hex(receiptDigest), pipelineId: hex(pipelineId),
-    compute: String(cost.compute), royalties: String(cost.royalties), closing: hex(closing)
+    compute: String(cost.compute), royalties: String(cost.royalties), closing: hex(closing), leaves: leaves.attribution.size
   }
 }
 

@@ -40,7 +40,7 @@ def offer(input_rate: int, output_rate: int, royalty: int, once: int) -> Offer:
         expires_at=100,
     ).sign(DOMAIN, KEY)
     schedule = RoyaltySchedule.quoted(PIPELINE, quote.value)
-    return Offer(quote, quote.value.digest(DOMAIN), PIPELINE, schedule, ComputeRates(input_rate, output_rate))
+    return Offer(quote, quote.value.digest(DOMAIN), PIPELINE, schedule, ComputeRates(input_rate, output_rate), ((),))
 
 
 def receipt(number: int, prompt: int, completion: int, compute: int, royalties: int) -> Receipt:

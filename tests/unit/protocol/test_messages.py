@@ -73,7 +73,12 @@ def corpus() -> list[tuple[StreamProtocol[Any], bytes]]:
         open_receipts=(b"r",),
     )
     adverts = messages.Adverts(adverts=(b"a" * 400, b"b" * 400), more=True)
-    pairs = [(INFER, infer), (INFER, tokens), (ARTIFACT, chunk), (VOUCHER, account), (ADVERT, adverts)]
+    done = messages.Done(id=1, receipt=b"r" * 557, finish_reason="stop", salt=b"s" * 32, evidence=b"e" * 300)
+    proof = messages.Proof(salt=b"s" * 32, evidence=b"e" * 300, epoch=1, closed=True, path=(b"p" * 32,) * 3)
+    pairs = [
+        (INFER, infer), (INFER, tokens), (INFER, done), (ARTIFACT, chunk), (VOUCHER, account), (VOUCHER, proof),
+        (ADVERT, adverts),
+    ]  # fmt: skip
     return [(protocol, protocol.encode(message)) for protocol, message in pairs]
 
 

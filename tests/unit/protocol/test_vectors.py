@@ -13,6 +13,7 @@ from eth_account import Account
 from eth_account.messages import _hash_eip191_message, encode_typed_data
 from eth_utils import keccak
 
+from openlora_node.attribution import Evidence
 from openlora_node.protocol import chunks, manifest, merkle, structs
 from openlora_node.protocol.crypto import recover
 from openlora_node.protocol.eip712 import Domain, Signed
@@ -190,6 +191,15 @@ def test_wire_vectors_decode() -> None:
         message = protocol.decode(payload)
         assert type(message).__struct_config__.tag == case["t"]
         assert protocol.encode(message) == unhex(case["frame"])
+    stated = data["evidence"]
+    evidence = Evidence.read(unhex(stated["packed"]), unhex(stated["salt"]))
+    assert evidence.pack() == unhex(stated["packed"])
+    for group in ("attribution", "commitment"):
+        leaves = getattr(evidence, group)
+        assert [leaf.name for leaf in leaves] == [leaf["name"] for leaf in stated[group]["leaves"]]
+        assert [leaf.salt for leaf in leaves] == [unhex(leaf["salt"]) for leaf in stated[group]["leaves"]]
+        assert [leaf.value for leaf in leaves] == [unhex(leaf["value"]) for leaf in stated[group]["leaves"]]
+        assert merkle.named_root(leaves) == unhex(stated[group]["root"])
     for number, encoded in data["varints"].items():
         assert encode_varint(int(number)).hex() == encoded
     assert structs.body_hash(unhex(data["bodyHash"]["body"])) == unhex(data["bodyHash"]["hash"])

@@ -7,12 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from openlora_node.attribution.bundle import Bundle, check
+from openlora_node.attribution import Epochs, Evidence
+from openlora_node.journal import Reader
 from openlora_node.network.buckets import Allowance
 from openlora_node.protocol import messages
 from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.eip712 import Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
+from openlora_node.protocol.merkle import named_root, receipt_leaf, root_by
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.protocol.structs import Receipt, Voucher
 from support.serving_world import DOMAIN, NODE, NOW, OPTIONS, OWNER, Payer, World, receipt_of
@@ -48,25 +50,37 @@ async def test_an_account_shows_ledgers_vouchers_and_open_receipts(world: World)
     assert Signed.unpack(Receipt, packed).value == receipt_of(inbound)
 
 
-async def test_a_payer_gets_the_proof_of_its_receipt_once_the_epoch_is_over_and_nobody_else_does(world: World) -> None:
-    inbound = await world.ask()
-    await inbound.task
-    digest = receipt_of(inbound).digest(DOMAIN)
+async def test_a_payer_gets_the_proof_of_its_receipt_and_nobody_else_does(world: World) -> None:
+    inbounds = [await world.paid() for _ in range(3)]
+    receipt = receipt_of(inbounds[1])
+    digest = receipt.digest(DOMAIN)
 
     def asked(payer: Payer) -> messages.GetProof:
         return messages.GetProof(query=payer.query(world.clock.now), receipt=digest)
 
-    assert await code_of(world.serving.proof(asked(world.payer))) is ErrorCode.NOT_FOUND  # the epoch is open
+    early = await world.serving.proof(asked(world.payer))
+    (done,) = inbounds[1].of(messages.Done)
+    assert (early.salt, early.evidence) == (done.salt, done.evidence)
+    assert (early.closed, early.path, early.epoch) == (False, (), receipt.finished_at // OPTIONS.epoch_s)
+    evidence = Evidence.read(early.evidence, early.salt)
+    assert named_root(evidence.attribution) == receipt.attribution_root
+    assert named_root(evidence.commitment) == receipt.commitment_root
     world.clock.now += 2 * OPTIONS.epoch_s
-    proof = await world.serving.proof(asked(world.payer))
-    messages.VOUCHER.encode(proof)
-    bundle = Bundle.decode(proof.bundle)
-    assert bundle.receipt.value == receipt_of(inbound)
-    check(bundle, DOMAIN)
+    for _ in range(2):  # the second time from the tree that is kept
+        proof = await world.serving.proof(asked(world.payer))
+        messages.VOUCHER.encode(proof)
+        assert (proof.closed, proof.epoch, proof.evidence) == (True, early.epoch, early.evidence)
+        with Reader(world.path) as reader:
+            root = Epochs(reader, NODE, OPTIONS.epoch_s).root(proof.epoch)
+        assert root is not None
+        assert root.totals.count == 3
+        assert root_by(receipt_leaf(proof.salt, digest), proof.path) == root.root
     stranger = Payer(LocalSigner(b"\x55" * 32))
     assert await code_of(world.serving.proof(asked(stranger))) is ErrorCode.NOT_FOUND
     nothing = messages.GetProof(query=world.payer.query(world.clock.now), receipt=b"\x01" * 32)
     assert await code_of(world.serving.proof(nothing)) is ErrorCode.NOT_FOUND
+    late = messages.GetProof(query=world.payer.query(world.clock.now - 61), receipt=digest)
+    assert await code_of(world.serving.proof(late)) is ErrorCode.REQUEST_EXPIRED
 
 
 async def test_a_late_voucher_closes_the_debt(world: World) -> None:
