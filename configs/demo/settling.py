@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterable
-from pathlib import Path
+from typing import Any
 
 from chain import ChainDesk
 from crediting import claim, credit
@@ -12,9 +12,8 @@ from offers import ADAPTERS, Offers
 from people import People
 from stage import CommandFailed, openlora, say, until
 from talking import Answer
-from village import EPOCH_S, ESCROW_WEI, Village
+from village import ESCROW_WEI, Village
 
-from openlora_node.attribution import Bundle
 from openlora_node.protocol.ids import format_address, parse_bytes32
 
 REDEEM_S, ANCHOR_S = 120.0, 150.0
@@ -43,7 +42,8 @@ async def settle(desk: ChainDesk, village: Village, people: People, offers: Offe
         await openlora("rewards", "claim", *step, *people.sends("deployer"), *_chain(village))
     credited = await credit(desk, village, offers, roles)
     traced = next(answer for answer in answers if answer.title == TRACED)
-    await _explain(village, await _prove(village, traced, desk), roles)
+    await _prove(village, traced, desk)
+    await _explain(village, traced, roles)
     await claim(village, offers, people, credited)
     after = await desk.balances(people.earners())
     earned = {role: after[role] - before[role] for role in after}
@@ -86,43 +86,41 @@ async def _redeemed(desk: ChainDesk, village: Village, answers: Iterable[Answer]
     return spent
 
 
-async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> Path:
-    """As the payer, fetch a receipt's proof from its node and check it with nothing but what the chain holds."""
+async def _prove(village: Village, answer: Answer, desk: ChainDesk) -> None:
+    """As the payer, prove a receipt out of its own journal: by what the chain holds, then offline."""
     place = next(place for place in village.nodes if place.node == answer.about["node"])
     bundle = village.home / "receipt.json"
 
-    async def fetched() -> bool:
+    async def exported() -> Any:
         try:
-            await openlora(
-                *("receipts", "fetch", answer.about["receipt"], "--out", bundle),
+            return await openlora(
+                *("receipts", "export", answer.about["receipt"], "--out", bundle),
                 *("--config", village.gateway_config),
             )
         except CommandFailed:
-            return False  # its epoch is not over
-        return True
+            return None  # its epoch is not over
 
-    await until(fetched, "the receipt's epoch to end", ANCHOR_S, pause=2)
-    epoch = Bundle.decode(bundle.read_bytes()).receipt.value.finished_at // EPOCH_S
+    told = await until(exported, "the receipt's epoch to end", ANCHOR_S, pause=2)
 
-    async def anchored() -> bytes:
-        root = await desk.anchor.root_of(parse_bytes32(place.node), epoch)
-        return root if any(root) else b""
+    async def anchored() -> bool:
+        return any(await desk.anchor.root_of(parse_bytes32(place.node), told["epoch"]))
 
-    root = await until(anchored, "the node to anchor its epoch", ANCHOR_S, pause=1)
-    key = format_address((await desk.nodes.node_of(parse_bytes32(place.node))).key)
+    await until(anchored, "the node to anchor its epoch", ANCHOR_S, pause=1)
+    proven = await openlora("receipts", "verify", bundle, "--epoch", str(told["epoch"]), *_chain(village))
     await openlora(
-        *("receipts", "verify", bundle, "--root", f"0x{root.hex()}", "--key", key),
-        *("--chain-id", str(desk.deployment.chain_id), "--contract", format_address(desk.deployment.settlement)),
+        *("receipts", "verify", bundle, "--root", proven["root"], "--key", told["key"]),
+        *("--chain-id", str(told["chainId"]), "--contract", told["contract"]),
     )
-    say("anchored", f"{place.name}, epoch {epoch}: the payer proves a receipt by the root on chain, offline")
-    return bundle
+    say(
+        "anchored", f"{place.name}, epoch {told['epoch']}: the payer proves a receipt by the root on chain, and offline"
+    )
 
 
-async def _explain(village: Village, bundle: Path, roles: dict[str, str]) -> None:
+async def _explain(village: Village, answer: Answer, roles: dict[str, str]) -> None:
     """The payer, who alone has the text, sees whose words an answer repeats, and finds what the receipt says."""
     made = sorted((village.home / "indexes").iterdir())
     about = (*(part for index in made for part in ("--index", index)), "--config", village.gateway_config)
-    for dataset in (await openlora("receipts", "explain", bundle, *about))["datasets"]:
+    for dataset in (await openlora("receipts", "explain", answer.about["receipt"], *about))["datasets"]:
         if not dataset["asTheReceiptSays"]:
             raise CommandFailed("the receipt says something else than a trace of the payer's text")
         for source in dataset["sources"]:

@@ -15,6 +15,8 @@ from .protocol.errors import ErrorCode, OpenLoraError
 LOCK_NAME = "LOCK"
 JOURNAL_NAME = "node.sqlite"
 """The node's journal in its data directory."""
+PAYER_JOURNAL_NAME = "payer.sqlite"
+"""The gateway's in its own."""
 _BOOT_ID = Path("/proc/sys/kernel/random/boot_id")
 
 

@@ -12,6 +12,8 @@ import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_address, format_artifact_id, format_bytes, parse_artifact_id
+from . import sources
+from .books import JournalFile, OfGateway, Told, open_books, receipt_named
 from .exits import Exit
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
 from .output import print_json, print_table, print_text
@@ -27,12 +29,6 @@ app = typer.Typer(help="Find which data a response came from, and what it earned
 
 TokenizerFolder = Annotated[
     Path, typer.Option("--tokenizer", metavar="FOLDER", help="A folder with the base's tokenizer.json.")
-]
-IndexFolders = Annotated[
-    list[Path], typer.Option("--index", metavar="DIR", help="What `attribution index` wrote; repeatable.")
-]
-TextFile = Annotated[
-    Path, typer.Option("--text", metavar="FILE", help="The response's text, as the gateway keeps it (keep_text).")
 ]
 
 
@@ -126,21 +122,26 @@ def index_dataset(
 
 @app.command()
 def replay(
-    receipt: Annotated[Path, typer.Option("--receipt", metavar="FILE", help="What `receipts export` wrote.")],
-    index: IndexFolders,
-    text: TextFile,
-    tokenizer: TokenizerFolder,
+    receipt: Annotated[
+        str,
+        typer.Option("--receipt", metavar="FILE|ID", help="What `receipts export` wrote, or one in a journal here."),
+    ],
+    index: sources.IndexFolders = None,
+    text: sources.TextFile = None,
+    tokenizer: sources.TokenizerFolder = None,
+    journal: JournalFile = None,
+    gateway: OfGateway = False,
+    config: ConfigFile = None,
+    sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """Trace a response again and compare with its receipt. Any difference ends with exit code 8.
 
     Whether the receipt itself is proven is `receipts verify`'s to say.
     """
-    from ..attribution import Bundle
-    from ..attribution.bundle import MAX_BUNDLE_BYTES
-
-    bundle = Bundle.decode(read_limited(receipt, MAX_BUNDLE_BYTES))
-    done = replayed(bundle.receipt.value, bundle.evidence, index, text, tokenizer)
+    about = receipt_named(receipt, journal, config, sets, gateway=gateway)
+    found = sources.sources_of(about, load_config(config, sets).config, text, index, tokenizer)
+    done = replayed(about, found) if found else ()
     rows = [
         {
             "dataset": format_artifact_id(one.facts.dataset),
@@ -177,9 +178,7 @@ def audit(
         list[str] | None,
         typer.Option("--expect", metavar="ID=ROOT", help="A root that was posted for a dataset; repeatable."),
     ] = None,
-    journal: Annotated[
-        Path | None, typer.Option("--journal", metavar="FILE", help="The journal. Default: the configured node's.")
-    ] = None,
+    journal: JournalFile = None,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -190,10 +189,10 @@ def audit(
     what a first post would credit. A root that differs ends with code 8.
     """
     from ..attribution.periods import Periods
+    from ..journal import Role
     from ..settlement.auditing import audit_all
-    from .receipts import open_books
 
-    with open_books(journal, config, sets) as books:
+    with open_books(journal, config, sets, only=Role.NODE) as books:
         found = audit_all(books.reader, books.node, Periods(books.reader, books.epochs), epoch)
     tables = {one.dataset: one.table for one in found}
     wanted = dict(_expected(expect or ()))
@@ -226,16 +225,16 @@ def audit(
         raise typer.Exit(Exit.REFUSED)
 
 
-def replayed(receipt: Any, evidence: Any, folders: Iterable[Path], text: Path, tokenizer: Path) -> tuple[Replayed, ...]:
+def replayed(about: Told, found: sources.Sources) -> tuple[Replayed, ...]:
     """A receipt traced again with what the files give. Raises as `attribution.replay.replay`."""
     from ..attribution.encoder import TokenizerEncoder
     from ..attribution.replay import MAX_TEXT_BYTES, Kept
     from ..attribution.replay import replay as trace_again
     from ..attribution.tracer import Reading
 
-    reading = Reading.of(TokenizerEncoder.open(tokenizer))
-    kept = Kept.decode(read_limited(text, MAX_TEXT_BYTES), reading.encoder)
-    return trace_again(receipt, evidence, kept, open_indexes(folders), reading)
+    reading = Reading.of(TokenizerEncoder.open(found.tokenizer))
+    kept = Kept.decode(read_limited(found.text, MAX_TEXT_BYTES), reading.encoder)
+    return trace_again(about.receipt, about.evidence, kept, open_indexes(found.indexes), reading)
 
 
 def open_indexes(folders: Iterable[Path]) -> dict[bytes, CorpusIndex]:

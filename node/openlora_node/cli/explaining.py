@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import html
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..protocol.ids import format_address, format_artifact_id, format_bytes
 
 if TYPE_CHECKING:
-    from ..attribution import Evidence
     from ..attribution.explaining import Explained
     from ..attribution.replay import Replayed
-    from ..protocol.structs import Receipt
+    from . import books
+    from .sources import Sources
 
 COLOURS = ("#0b6e4f", "#9a3412", "#1d4ed8", "#7e22ce", "#a16207", "#be123c", "#0e7490", "#4d7c0f")
 """Dark enough for white text."""
@@ -65,7 +64,7 @@ class Told:
         ]
 
 
-def tell(receipt: Receipt, evidence: Evidence, folders: list[Path], text: Path, tokenizer: Path) -> list[Told]:
+def tell(about: books.Told, sources: Sources) -> list[Told]:
     """Every dataset of a receipt. Raises as `attribution.replay.replay`."""
     from ..attribution.encoder import TokenizerEncoder
     from ..attribution.explaining import explain
@@ -73,13 +72,13 @@ def tell(receipt: Receipt, evidence: Evidence, folders: list[Path], text: Path, 
     from ..attribution.tracer import Reading
     from .attribution import open_indexes, read_limited
 
-    encoder = TokenizerEncoder.open(tokenizer)
+    encoder = TokenizerEncoder.open(sources.tokenizer)
     reading = Reading.of(encoder)
-    kept = Kept.decode(read_limited(text, MAX_TEXT_BYTES), encoder)
-    indexes = open_indexes(folders)
+    kept = Kept.decode(read_limited(sources.text, MAX_TEXT_BYTES), encoder)
+    indexes = open_indexes(sources.indexes)
     return [
         Told(one, explain(indexes[one.found.index], encoder, reading, kept))
-        for one in replay(receipt, evidence, kept, indexes, reading)
+        for one in replay(about.receipt, about.evidence, kept, indexes, reading)
     ]
 
 

@@ -1,11 +1,8 @@
-"""`openlora receipts`: what this node served, and proofs of it for others. Reads the journal only, beside a daemon."""
+"""`openlora receipts`: what was served or paid, and proofs of it. Reads a node's journal, a gateway's, or a file."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,36 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
-from ..protocol.ids import format_address, format_artifact_id, format_bytes, parse_address, parse_bytes32
+from ..protocol.ids import format_address, format_bytes, parse_address, parse_bytes32
+from .books import (
+    MAX_LISTED,
+    SHORT_ID,
+    Identity,
+    JournalFile,
+    OfGateway,
+    open_books,
+    read_bundle,
+    readable,
+    receipt_named,
+)
+from .chaindesk import Reading, open_desk, with_options
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
 from .output import print_json, print_table, print_text
+from .sources import IndexFolders, TextFile, TokenizerFolder, sources_of
 
 if TYPE_CHECKING:
-    from ..attribution import Epochs, Evidence
-    from ..journal import Reader, StoredReceipt
+    from ..attribution import Bundle
     from ..protocol.eip712 import Domain
-    from ..protocol.structs import Receipt
 
 app = typer.Typer(help="Look at receipts, and prove them to others.", no_args_is_help=True, **NOUN)
-
-JournalFile = Annotated[
-    Path | None, typer.Option("--journal", metavar="FILE", help="The journal. Default: that of the configured node.")
-]
-Identity = Annotated[
-    str, typer.Argument(metavar="ID", help="Digest of the receipt or of its request, or the first digits; or its seq.")
-]
-MAX_LISTED = 10_000
-SHORT_ID = 12
-MAX_FOUND = 3
-
-
-@dataclass(frozen=True)
-class _Books:
-    """An open journal of a node and its epochs."""
-
-    reader: Reader
-    epochs: Epochs
-    node: bytes
 
 
 @app.command("list")
@@ -50,25 +39,28 @@ def list_(
     limit: Annotated[int, typer.Option("--limit", min=1, max=MAX_LISTED, help="At most so many.")] = 20,
     payer: Annotated[str | None, typer.Option("--payer", metavar="ADDRESS", help="Of this payer only.")] = None,
     journal: JournalFile = None,
+    gateway: OfGateway = False,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Print the newest receipts, newest first."""
+    """Print the newest receipts, newest first: those that a node signed, or those that a gateway paid."""
     wanted = None if payer is None else parse_address(payer)
-    with open_books(journal, config, sets) as books:
-        found = books.reader.newest_receipts(books.node, MAX_LISTED if wanted else limit)
+    with open_books(journal, config, sets, gateway=gateway) as books:
+        found = books.newest(MAX_LISTED if wanted else limit)
         found = [stored for stored in found if wanted in (None, stored.receipt.value.payer)][:limit]
-        rows = [_summary(stored, books) for stored in found]
+        rows = [books.summary(stored) for stored in found]
+        paid = books.is_payers
     if as_json:
         print_json(rows)
         return
+    other, last = ("node", "seq") if paid else ("payer", "epoch")
     print_table(
-        ("id", "finished", "status", "payer", "tokens", "fee (wei)", "epoch"),
+        ("id", "finished", "status", other, "tokens", "fee (wei)", last),
         [
             (
-                row["digest"][2 : 2 + SHORT_ID], _time(row["finishedAt"]), row["status"], row["payer"],
-                str(row["promptTokens"] + row["completionTokens"]), row["fee"], str(row["epoch"]),
+                row["digest"][2 : 2 + SHORT_ID], _time(row["finishedAt"]), row["status"], row[other][:42],
+                str(row["promptTokens"] + row["completionTokens"]), row["fee"], str(row[last]),
             )
             for row in rows
         ],
@@ -79,6 +71,7 @@ def list_(
 def show(
     identity: Identity,
     journal: JournalFile = None,
+    gateway: OfGateway = False,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
@@ -86,26 +79,29 @@ def show(
     """Print one receipt: what it cost, who it was made with, who earns what."""
     from ..attribution import evidence_of
 
-    with open_books(journal, config, sets) as books:
-        stored = _find(books, identity)
-        summary = _summary(stored, books)
+    with open_books(journal, config, sets, gateway=gateway) as books:
+        stored = books.find(identity)
+        summary = books.summary(stored)
         evidence = evidence_of(books.reader, stored)
     receipt = stored.receipt.value
     details = summary | {
         "request": format_bytes(receipt.request_digest),
-        "node": format_bytes(receipt.node),
         "pipeline": format_bytes(receipt.pipeline_id),
         "engine": format_bytes(receipt.engine_digest),
         "outputHash": format_bytes(receipt.output_hash),
         "previous": format_bytes(receipt.previous),
         "startedAt": receipt.started_at,
-        "attribution": _readable(evidence, "attribution"),
-        "commitment": _readable(evidence, "commitment"),
+        "attribution": readable(evidence, "attribution"),
+        "commitment": readable(evidence, "commitment"),
     }
     if as_json:
         print_json(details)
         return
-    lines = [f"{name}: {value}" for name, value in details.items() if name not in ("attribution", "commitment")]
+    lines = [
+        f"{name}: {value}"
+        for name, value in details.items()
+        if name not in ("attribution", "commitment") and value is not None
+    ]
     print_text("\n".join(lines))
     for group in ("attribution", "commitment"):
         print_table((group, ""), list(details[group].items()))
@@ -114,40 +110,32 @@ def show(
 @app.command()
 def explain(
     identity: Identity,
-    text: Annotated[
-        Path | None,
-        typer.Option("--text", metavar="FILE", help="The response's text. Default: as the gateway kept it."),
-    ] = None,
-    index: Annotated[
-        list[Path] | None,
-        typer.Option("--index", metavar="DIR", help="A dataset's index; repeatable. Default: those made here."),
-    ] = None,
-    tokenizer: Annotated[
-        Path | None, typer.Option("--tokenizer", metavar="FOLDER", help="The base's tokenizer.json. Default: as named.")
-    ] = None,
+    text: TextFile = None,
+    index: IndexFolders = None,
+    tokenizer: TokenizerFolder = None,
     html: Annotated[
         Path | None, typer.Option("--html", metavar="FILE", help="Write a page that needs nothing else.")
     ] = None,
     journal: JournalFile = None,
+    gateway: OfGateway = False,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
     """Show which words of a response came from whose data, and what each earned. ID may be an exported file."""
     from .explaining import print_told, tell, to_html
-    from .sources import sources_of
 
-    receipt, evidence, digest = _with_evidence(identity, journal, config, sets)
-    found = sources_of(receipt, evidence, load_config(config, sets).config, text, index, tokenizer)
-    told = tell(receipt, evidence, found.indexes, found.text, found.tokenizer)
+    about = receipt_named(identity, journal, config, sets, gateway=gateway)
+    found = sources_of(about, load_config(config, sets).config, text, index, tokenizer)
+    told = tell(about, found) if found else []
     if html is not None:
-        _write_new(html, to_html(digest, told).encode())
+        _write_new(html, to_html(about.name, told).encode())
     if as_json:
-        print_json({"receipt": digest, "datasets": [one.to_json() for one in told]})
+        print_json({"receipt": about.name, "datasets": [one.to_json() for one in told]})
         return
     print_told(told)
     if not told:
-        print_text("no dataset behind this response has an index")
+        print_text("no dataset behind this response was traced: what it earns goes by static shares")
 
 
 @app.command()
@@ -155,27 +143,33 @@ def export(
     identity: Identity,
     out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: receipt-SEQ.json here.")] = None,
     journal: JournalFile = None,
+    gateway: OfGateway = False,
     config: ConfigFile = None,
     sets: Sets = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a receipt with its proof to a file that anyone checks offline. Replaces no file."""
+    """Write a receipt with its proof to a file that anyone checks offline. Replaces no file.
+
+    A payer's journal lacks the path to the anchored root alone: the gateway asks the node that signed for it.
+    """
     from ..attribution import export as export_bundle
 
     now = int(time.time())
-    with open_books(journal, config, sets) as books:
-        stored = _find(books, identity)
-        bundle = export_bundle(books.reader, stored, books.epochs, now)
-        epoch = books.epochs.number_at(stored.receipt.value.finished_at)
-        root = books.epochs.root(epoch)
-        domain = books.reader.binding.domain
-    assert root is not None
+    with open_books(journal, config, sets, gateway=gateway) as books:
+        stored, domain = books.find(identity), books.reader.binding.domain
+        bundle: Bundle | None = None
+        more: dict[str, Any] = {}
+        if not books.is_payers:
+            bundle = export_bundle(books.reader, stored, books.epochs, now)
+            more = {"epoch": books.epochs.number_at(stored.receipt.value.finished_at)}
+    if bundle is None:
+        bundle, more = _completed(stored.digest, config, sets)
     file = out or Path(f"receipt-{stored.receipt.value.seq}.json")
     _write_new(file, bundle.encode())
     result = {
         "file": str(file),
-        "epoch": epoch,
-        "root": format_bytes(root.root),
+        **more,
+        "root": format_bytes(bundle.root(domain)),
         "key": format_address(stored.receipt.signer(domain)),
         "chainId": domain.chain_id,
         "contract": format_address(domain.verifying_contract),
@@ -184,61 +178,67 @@ def export(
         print_json(result)
         return
     print_text(
-        f"{file}\nepoch {epoch}, root {result['root']}: compare it with the chain's\n"
+        f"{file}\nepoch {result['epoch']}, root {result['root']}: compare it with the chain's\n"
+        f"openlora receipts verify {file} --epoch {result['epoch']}\n"
         f"openlora receipts verify {file} --root {result['root']} --key {result['key']}"
         f" --chain-id {domain.chain_id} --contract {result['contract']}"
     )
 
 
-@app.command()
-def fetch(
-    identity: Annotated[str, typer.Argument(metavar="ID", help="The receipt's digest, as each answer names it: 0x….")],
-    out: Annotated[Path | None, typer.Option("--out", metavar="FILE", help="Default: receipt-SEQ.json here.")] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    as_json: AsJson = False,
-) -> None:
-    """As the payer, fetch a receipt's proof from the node that signed it, check it, and write it to a file."""
+def _completed(digest: bytes, config: Path | None, sets: list[str] | None) -> tuple[Bundle, dict[str, Any]]:
+    """A payer's bundle by way of its gateway, which runs here or for this call alone, and where its root stands."""
     import asyncio
 
     from ..attribution import Bundle
     from ..gateway.client import reach_gateway
 
-    digest = parse_bytes32(identity)
-
     async def ask() -> dict[str, Any]:
         async with reach_gateway(load_config(config, sets).config) as gateway:
             return await gateway.proof(digest)
 
-    data = asyncio.run(ask())["bundle"].encode()
-    seq = Bundle.decode(data).receipt.value.seq
-    file = out or Path(f"receipt-{seq}.json")
-    _write_new(file, data)
-    if as_json:
-        print_json({"file": str(file), "seq": seq})
-    else:
-        print_text(f"{file}: `openlora receipts verify` proves it, `receipts explain` shows whose data it repeats")
+    told = asyncio.run(ask())
+    return Bundle.decode(str(told["bundle"]).encode()), {"epoch": told["epoch"], "anchored": told["anchored"]}
 
 
 @app.command()
-def verify(
+@with_options(Reading)
+async def verify(
+    options: Reading,
     file: Annotated[Path, typer.Argument(metavar="FILE", help="What `receipts export` wrote.")],
-    root: Annotated[str, typer.Option("--root", metavar="0x…", help="The root that the chain holds for its epoch.")],
-    key: Annotated[str, typer.Option("--key", metavar="ADDRESS", help="The node's key when the response finished.")],
+    epoch: Annotated[
+        int | None,
+        typer.Option("--epoch", min=0, metavar="N", help="Its epoch, as `export` says. Default: by settlement.epoch."),
+    ] = None,
+    root: Annotated[
+        str | None, typer.Option("--root", metavar="0x…", help="Its epoch's root, from a source that you trust.")
+    ] = None,
+    key: Annotated[
+        str | None,
+        typer.Option("--key", metavar="ADDRESS", help="The node's key when the response finished, likewise."),
+    ] = None,
     chain_id: Annotated[int | None, typer.Option("--chain-id", min=1, help="Default: the deployment's.")] = None,
     contract: Annotated[
         str | None, typer.Option("--contract", metavar="ADDRESS", help="The Settlement. Default: the deployment's.")
     ] = None,
-    config: ConfigFile = None,
-    sets: Sets = None,
-    as_json: AsJson = False,
 ) -> None:
-    """Check a receipt offline. Needs the root, the node's key and the domain from somewhere that you trust."""
+    """Check a receipt: against the chain, or with --root and --key offline."""
+    from ..attribution import Bundle
     from ..attribution import verify as verify_bundle
 
-    anchored, address = parse_bytes32(root), parse_address(key)
-    domain = _domain(chain_id, contract, config, sets)
-    bundle = verify_bundle(_read(file), anchored, domain, address)
+    data = read_bundle(file)
+    if root is not None and key is not None:
+        domain = _domain(chain_id, contract, options)
+        bundle = verify_bundle(data, parse_bytes32(root), domain, parse_address(key))
+        more: dict[str, Any] = {}
+    else:
+        from .anchored import anchored
+
+        async with open_desk(options) as desk:
+            domain = desk.domain
+            found = await anchored(desk, Bundle.decode(data).receipt, epoch)
+        trusted = found.root if root is None else parse_bytes32(root)
+        bundle = verify_bundle(data, trusted, domain, found.key if key is None else parse_address(key))
+        more = {"epoch": found.epoch, "root": format_bytes(found.root)}
     receipt = bundle.receipt.value
     result = {
         "ok": True,
@@ -247,137 +247,33 @@ def verify(
         "payer": format_address(receipt.payer),
         "seq": receipt.seq,
         "fee": str(receipt.fee),
-        "attribution": _readable(bundle.evidence, "attribution"),
+        **more,
+        "attribution": readable(bundle.evidence, "attribution"),
     }
-    if as_json:
+    if options.as_json:
         print_json(result)
         return
     print_text(f"proven: receipt {receipt.seq} of node {result['node']}, {receipt.fee} wei by {result['payer']}")
-    print_table(("attribution", ""), list(_readable(bundle.evidence, "attribution").items()))
-
-
-@contextmanager
-def open_books(journal: Path | None, config: Path | None, sets: list[str] | None) -> Iterator[_Books]:
-    """The journal of a node, for as long as it is looked at. Raises JOURNAL_MISMATCH for a payer's."""
-    from ..attribution import Epochs
-    from ..datadir import JOURNAL_NAME
-    from ..journal import Reader, Role
-
-    settings = load_config(config, sets).config
-    with Reader(journal or settings.state_dir / JOURNAL_NAME) as reader:
-        if reader.binding.role != Role.NODE:
-            raise OpenLoraError(ErrorCode.JOURNAL_MISMATCH, "this is a payer's journal: see `openlora spend`")
-        node = reader.binding.owner
-        yield _Books(reader, Epochs(reader, node, int(settings.settlement.epoch.total_seconds())), node)
-
-
-def _with_evidence(
-    identity: str, journal: Path | None, config: Path | None, sets: list[str] | None
-) -> tuple[Receipt, Evidence, str]:
-    """A receipt, its leaves and a name for it, out of an exported file or the journal."""
-    from ..attribution import Bundle, evidence_of
-
-    if identity.endswith(".json"):
-        bundle = Bundle.decode(_read(Path(identity)))
-        return bundle.receipt.value, bundle.evidence, f"{bundle.receipt.value.seq} of {Path(identity).name}"
-    with open_books(journal, config, sets) as books:
-        stored = _find(books, identity)
-        return stored.receipt.value, evidence_of(books.reader, stored), format_bytes(stored.digest)
-
-
-def _find(books: _Books, identity: str) -> StoredReceipt:
-    if identity.isdecimal() and len(identity) > SHORT_ID:
-        stored = books.reader.receipt_at(books.node, int(identity))
-        if stored is not None and stored.receipt.value.seq == int(identity):
-            return stored
-    digits = identity.lower().removeprefix("0x")
-    try:
-        prefix = bytes.fromhex(digits[: len(digits) // 2 * 2])
-    except ValueError:
-        prefix = b""
-    if not prefix or len(prefix) > 32:
-        raise OpenLoraError(ErrorCode.BAD_ID, "name a receipt by the first digits of its digest, two or more")
-    found = [
-        stored
-        for stored in books.reader.find_receipts(prefix, MAX_LISTED)
-        if stored.digest.hex().startswith(digits) or stored.receipt.value.request_digest.hex().startswith(digits)
-    ][:MAX_FOUND]
-    if len(found) != 1:
-        raise OpenLoraError(
-            ErrorCode.NOT_FOUND, f"{'no' if not found else 'more than one'} receipt has a digest that begins so"
-        )
-    return found[0]
-
-
-def _summary(stored: StoredReceipt, books: _Books) -> dict[str, Any]:
-    from ..protocol.structs import ReceiptStatus
-
-    receipt = stored.receipt.value
-    return {
-        "digest": format_bytes(stored.digest),
-        "seq": receipt.seq,
-        "status": ReceiptStatus(receipt.status).name.lower(),
-        "payer": format_address(receipt.payer),
-        "promptTokens": receipt.prompt_tokens,
-        "completionTokens": receipt.completion_tokens,
-        "compute": str(receipt.compute),
-        "royalties": str(receipt.royalties),
-        "fee": str(receipt.fee),
-        "finishedAt": receipt.finished_at,
-        "epoch": books.epochs.number_at(receipt.finished_at),
-    }
-
-
-def _readable(evidence: Evidence, group: str) -> dict[str, str]:
-    return {leaf.name: _leaf_text(leaf.name, leaf.value) for leaf in getattr(evidence, group)}
-
-
-def _leaf_text(name: str, value: bytes) -> str:
-    from ..attribution.leaves import number
-
-    parent, last = (["", *name.split("/")])[-2:]
-    if last in {"owner", "signer"}:
-        text = format_address(value[12:])
-    elif last in {"royalty", "compute", "undivided"}:
-        text = f"{number(value)} wei"
-    elif last in {"terms", "weight", "bps", "tokens", "seed", "algorithm", "assigned", "coverage"}:
-        text = str(number(value))
-    elif last == "finish":
-        text = value.rstrip(b"\0").decode("ascii", "replace")
-    elif parent == "credit":
-        text = f"{int.from_bytes(value[:12], 'big')} of 1,000,000 to {format_address(value[12:])}"
-    elif name == "base" or parent in {"adapter", "dataset", "base"}:
-        text = format_artifact_id(value)
-    else:
-        text = format_bytes(value)
-    return text
+    if more:
+        print_text(f"the chain holds its root for epoch {more['epoch']}, and the key that signed was the node's")
+    print_table(("attribution", ""), list(readable(bundle.evidence, "attribution").items()))
 
 
 def _time(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _domain(chain_id: int | None, contract: str | None, config: Path | None, sets: list[str] | None) -> Domain:
+def _domain(chain_id: int | None, contract: str | None, options: Reading) -> Domain:
     from ..protocol.crypto import Address
     from ..protocol.eip712 import Domain
 
     if chain_id is None or contract is None:
         from ..chainview import read_deployment
 
-        deployment = read_deployment(load_config(config, sets).config.deployment_file)
+        deployment = read_deployment(options.deployment or options.config.deployment_file)
         chain_id = chain_id or deployment.chain_id
         contract = contract or format_address(deployment.settlement)
     return Domain(chain_id=chain_id, verifying_contract=Address(parse_address(contract)))
-
-
-def _read(file: Path) -> bytes:
-    from ..attribution.bundle import MAX_BUNDLE_BYTES
-
-    try:
-        with file.open("rb") as opened:
-            return opened.read(MAX_BUNDLE_BYTES + 1)
-    except OSError:
-        raise OpenLoraError(ErrorCode.NOT_FOUND, f"{file.name} cannot be read") from None
 
 
 def _write_new(file: Path, data: bytes) -> None:

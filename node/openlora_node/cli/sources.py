@@ -2,18 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
+
+import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_artifact_id, format_bytes
 
 if TYPE_CHECKING:
-    from ..attribution import Evidence
     from ..config import Config
-    from ..protocol.structs import Receipt
+    from ..protocol.eip712 import Domain
+    from .books import Told
+
+TextFile = Annotated[
+    Path | None,
+    typer.Option("--text", metavar="FILE", help="The response's text. Default: as the gateway here kept it."),
+]
+IndexFolders = Annotated[
+    list[Path] | None,
+    typer.Option("--index", metavar="DIR", help="A dataset's index; repeatable. Default: those made here."),
+]
+TokenizerFolder = Annotated[
+    Path | None,
+    typer.Option(
+        "--tokenizer", metavar="FOLDER", help="With the base's tokenizer.json. Default: as the gateway has it."
+    ),
+]
+MAX_DESCRIPTION = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -26,50 +44,73 @@ class Sources:
 
 
 def sources_of(
-    receipt: Receipt,
-    evidence: Evidence,
-    config: Config,
-    text: Path | None,
-    indexes: Sequence[Path] | None,
-    tokenizer: Path | None,
-) -> Sources:
-    """What was named, and for the rest where this machine keeps it. Raises NOT_FOUND saying which option to give."""
-    facts = {leaf.name: leaf.value for leaf in evidence.attribution}
+    about: Told, config: Config, text: Path | None, indexes: Sequence[Path] | None, tokenizer: Path | None
+) -> Sources | None:
+    """What was named, and for the rest where this machine keeps it; None where the receipt traced no dataset.
+
+    Raises NOT_FOUND saying which option to give.
+    """
+    facts = {leaf.name: leaf.value for leaf in about.evidence.attribution}
+    wanted = {value: facts.get(name.removesuffix("/index"), b"") for name, value in facts.items() if _is_index(name)}
+    if not wanted:
+        return None
     return Sources(
-        text or _text(receipt, config),
-        list(indexes or _indexes(config)),
+        text or _text(about, config),
+        list(indexes or _indexes(wanted, config)),
         tokenizer or _tokenizer(facts.get("base", b""), config),
     )
 
 
-def _text(receipt: Receipt, config: Config) -> Path:
-    from ..chainview import read_deployment
-    from ..gateway.texts import FOLDER
-    from ..protocol.crypto import Address
-    from ..protocol.eip712 import Domain
+def _is_index(name: str) -> bool:
+    return name.endswith("/index")
 
-    deployment = read_deployment(config.deployment_file)
-    domain = Domain(chain_id=deployment.chain_id, verifying_contract=Address(deployment.settlement))
-    file = config.gateway_dir / FOLDER / f"{receipt.digest(domain).hex()}.json"
+
+def _text(about: Told, config: Config) -> Path:
+    from ..gateway.texts import FOLDER
+
+    digest = about.digest or about.receipt.digest(_domain(config))
+    file = config.gateway_dir / FOLDER / f"{digest.hex()}.json"
     if not file.is_file():
         raise OpenLoraError(
             ErrorCode.NOT_FOUND,
-            f"no text of {format_bytes(receipt.digest(domain))[:14]}… is kept here: name it with --text, or set"
-            " gateway.keep_text before asking",
+            f"no text of {format_bytes(digest)[:14]}… is kept here: name it with --text, or set gateway.keep_text"
+            " before asking",
         )
     return file
 
 
-def _indexes(config: Config) -> list[Path]:
+def _domain(config: Config) -> Domain:
+    from ..chainview import read_deployment
+    from ..protocol.crypto import Address
+    from ..protocol.eip712 import Domain
+
+    deployment = read_deployment(config.deployment_file)
+    return Domain(chain_id=deployment.chain_id, verifying_contract=Address(deployment.settlement))
+
+
+def _indexes(wanted: dict[bytes, bytes], config: Config) -> Iterator[Path]:
+    """Folders of the indexes with these digests. `wanted` gives each one's dataset."""
+    here = dict(_made_here(config))
+    for digest, dataset in wanted.items():
+        if digest not in here:
+            raise OpenLoraError(
+                ErrorCode.NOT_FOUND,
+                f"index {digest.hex()[:16]}… of {format_artifact_id(dataset)} is not here: make it from the dataset"
+                " with `openlora attribution index`, or name its folder with --index",
+            )
+        yield here[digest]
+
+
+def _made_here(config: Config) -> Iterator[tuple[bytes, Path]]:
+    """(digest, folder) of what `attribution index` made; each is checked when it is opened."""
+    import hashlib
+
+    from ..attribution.corpusindex import DESCRIPTION
     from ..attribution.tracer import FOLDER
 
-    folder = config.state_dir / FOLDER
-    found = sorted(path.parent for path in folder.glob("*/index.json"))
-    if not found:
-        raise OpenLoraError(
-            ErrorCode.NOT_FOUND, "no index is here: make one with `openlora attribution index`, or name it with --index"
-        )
-    return found
+    for path in sorted((config.state_dir / FOLDER).glob(f"[!.]*/{DESCRIPTION}")):
+        with path.open("rb") as opened:
+            yield hashlib.sha256(opened.read(MAX_DESCRIPTION)).digest(), path.parent
 
 
 def _tokenizer(base: bytes, config: Config) -> Path:

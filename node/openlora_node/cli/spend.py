@@ -34,13 +34,13 @@ def show(
     as_json: AsJson = False,
 ) -> None:
     """Print what was spent: what is left of the caps, and the newest requests with their fees."""
+    from ..datadir import PAYER_JOURNAL_NAME
     from ..gateway import history
-    from ..gateway.app import JOURNAL_FILE
     from ..journal import Reader
 
     gateway = (loaded := load_config(config, sets)).config.gateway
     now = int(time.time())
-    with Reader(loaded.config.gateway_dir / JOURNAL_FILE) as reader:
+    with Reader(loaded.config.gateway_dir / PAYER_JOURNAL_NAME) as reader:
         domain = reader.binding.domain
         told = reader.read(
             lambda tx: {

@@ -23,7 +23,7 @@ from openlora_chain.wallet import Wallet
 
 from ..chainview import ChainParts, open_chain, read_deployment
 from ..config import Config
-from ..datadir import DataDir
+from ..datadir import PAYER_JOURNAL_NAME, DataDir
 from ..journal import Binding, Journal
 from ..journal.logs import JournalLogs
 from ..network.advertising import AdvertOptions
@@ -54,7 +54,6 @@ from .texts import FOLDER, Texts
 from .tokenizer_fetch import FetchedTokenizers
 from .tokenizers import NamedFolders, Tokenizers
 
-JOURNAL_FILE = "payer.sqlite"
 URL_FILE = "url"
 """Where the endpoint listens while it does: the command line looks here."""
 LISTEN_LOCALLY = ("/ip4/127.0.0.1/tcp/0",)
@@ -110,7 +109,7 @@ async def open_gateway(config: Config, *, wallet: Wallet | None = None, serve: b
         domain = Domain(chain_id=deployment.chain_id, verifying_contract=Address(deployment.settlement))
         payer_address = Address(config.gateway.payer or wallet.address)
         binding = Binding.to_payer(domain, payer_address)
-        journal = await asyncio.to_thread(Journal.open, folder / JOURNAL_FILE, binding, now)
+        journal = await asyncio.to_thread(Journal.open, folder / PAYER_JOURNAL_NAME, binding, now)
         stack.push_async_callback(journal.close)
         caps = Caps(config.gateway.spend_per_request, config.gateway.spend_per_day)
         purse = Purse(journal, payer_address, wallet, caps, now)

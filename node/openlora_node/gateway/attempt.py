@@ -1,4 +1,4 @@
-"""One attempt at one node: quote, request, stream, payments, receipt, closing voucher. Drives `Progress` over a stream.
+"""One attempt at one node: request, stream, payments, receipt, closing voucher. Drives `Progress` over a stream.
 
 Nothing is sent before the purse has written it down, and nothing is paid that did not come. However an attempt ends,
 its request ends in the journal: with a kept receipt, or given up with the reason.
@@ -14,27 +14,28 @@ from dataclasses import dataclass
 from ..attribution import Evidence
 from ..journal import EscrowSnapshot, StoredReceipt
 from ..openai import parse_body
-from ..protocol.eip712 import Domain, Signed
+from ..protocol.eip712 import Signed
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
-from ..protocol.messages import Accepted, AskQuote, Done, Infer, InferMessage, Paused, Pay, QuoteReply, Settled, Tokens
+from ..protocol.messages import Accepted, Done, Infer, InferMessage, Paused, Pay, Settled, Tokens
 from ..protocol.pipeline import Pipeline
-from ..protocol.structs import Quote, Receipt, ReceiptStatus
+from ..protocol.structs import Receipt, ReceiptStatus
 from .checking import Expected, check_receipt
 from .evidence import Ordered, check_evidence
 from .ledger_book import Amounts
-from .offers import Offer, pipeline_parts, verify_quote
+from .offers import Offer
 from .ports import Chain, Exchange
 from .progress import Piece, Progress, Stage
 from .purse import Purse, Ticket
 from .wording import INLINE_TOKENS, Decode, check_text
 
-QUOTE_TIMEOUT_S = 10.0
 ACCEPT_TIMEOUT_S = 30.0
 """Longest wait until the node has taken the request or refused it."""
 SILENCE_S = 120.0
 """Longest wait for the next message: loading an adapter, or standing in the node's queue."""
 AFTER_CANCEL_S = 15.0
 SETTLED_TIMEOUT_S = 10.0
+INLINE_BYTES = 4_096
+"""Of leaves that are checked at once: a hundred take two milliseconds."""
 
 logger = logging.getLogger(__name__)
 
@@ -75,36 +76,6 @@ class Finished:
 
 
 Deliver = Callable[[Piece], Awaitable[None]]
-
-
-async def ask_quote(
-    exchange: Exchange, chain: Chain, domain: Domain, *, payer: bytes, node: bytes, pipeline: Pipeline, now: int
-) -> Offer:
-    """A node's quote, verified. Raises what `verify_quote` raises, NODE_LOST when none comes, CHAIN_FAILED."""
-    key = chain.key_of(node)
-    if key is None:
-        raise OpenLoraError(ErrorCode.WRONG_NODE, "the registry knows no key of this node any more")
-    try:
-        async with asyncio.timeout(QUOTE_TIMEOUT_S):
-            await exchange.send(AskQuote(id=1, payer=payer, pipeline=pipeline.pack()))
-            reply = await exchange.receive()
-    except TimeoutError:
-        raise OpenLoraError(ErrorCode.NODE_LOST, "the node sent no quote in time") from None
-    if not isinstance(reply, QuoteReply):
-        raise ProtocolError(ErrorCode.MALFORMED, "the node answered a question for a quote with something else")
-    terms = [await chain.terms_at(artifact, version) for artifact, version in pipeline_parts(pipeline)]
-    if any(entry is None for entry in terms):
-        raise OpenLoraError(ErrorCode.BAD_PIPELINE, "the chain does not know these terms of an artifact")
-    return verify_quote(
-        Signed.unpack(Quote, reply.quote),
-        domain=domain,
-        payer=payer,
-        node=node,
-        node_key=key,
-        pipeline=pipeline,
-        terms=[entry for entry in terms if entry is not None],
-        now=now,
-    )
 
 
 class Attempt:
@@ -175,8 +146,7 @@ class Attempt:
             checked = check_receipt(
                 Signed.unpack(Receipt, self.progress.done(done)), await self._expected(ticket, done), self._purse.domain
             )
-            evidence = Evidence.read(done.evidence, done.salt)
-            check_evidence(checked.receipt.value, evidence, self._ordered())
+            evidence = await self._check_evidence(checked.receipt.value, done)
             if checked.receipt.value.status != ReceiptStatus.FAILED:
                 await self._check_texts(done)
             stored, closing = await self._purse.settle(ticket, checked, done.salt, evidence)
@@ -283,9 +253,15 @@ class Attempt:
             charge_due=await self._purse.charge_due(ticket, seq),
         )
 
-    def _ordered(self) -> Ordered:
-        body = parse_body(self._order.body, len(self._order.body))
-        return Ordered(self._offer, self._purse.signer.address, self.progress.ids, body)
+    async def _check_evidence(self, receipt: Receipt, done: Done) -> Evidence:
+        def check() -> Evidence:
+            evidence = Evidence.read(done.evidence, done.salt)
+            body = parse_body(self._order.body, len(self._order.body))
+            ordered = Ordered(self._offer, self._purse.signer.address, self.progress.ids, body)
+            check_evidence(receipt, evidence, ordered)
+            return evidence
+
+        return check() if len(done.evidence) <= INLINE_BYTES else await asyncio.to_thread(check)
 
     async def _give_up(self, ticket: Ticket, error: BaseException) -> None:
         self._exchange.cancel()

@@ -5,16 +5,21 @@ The picker reads here what a node would charge once: a ledger that has paid cost
 
 from __future__ import annotations
 
+import asyncio
 from collections import OrderedDict
 
 from ..journal.books import LEDGER_COLUMNS, ledger_of
 from ..journal.database import Transaction
+from ..protocol.eip712 import Domain, Signed
+from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from ..protocol.messages import AskQuote, QuoteReply
 from ..protocol.pipeline import Pipeline
-from .attempt import ask_quote
-from .offers import Offer
+from ..protocol.structs import Quote
+from .offers import Offer, pipeline_parts, verify_quote
 from .ports import Chain, Exchange
 from .purse import Purse
 
+QUOTE_TIMEOUT_S = 10.0
 MAX_OFFERS = 1_000
 MAX_PAID = 10_000
 UNQUOTED_WEI = 1
@@ -79,3 +84,33 @@ class Quotes:
             return 0
         held = self._offers.get((node, pipeline))
         return UNQUOTED_WEI if held is None else held.quote.settlement_charge
+
+
+async def ask_quote(
+    exchange: Exchange, chain: Chain, domain: Domain, *, payer: bytes, node: bytes, pipeline: Pipeline, now: int
+) -> Offer:
+    """A node's quote, verified. Raises what `verify_quote` raises, NODE_LOST when none comes, CHAIN_FAILED."""
+    key = chain.key_of(node)
+    if key is None:
+        raise OpenLoraError(ErrorCode.WRONG_NODE, "the registry knows no key of this node any more")
+    try:
+        async with asyncio.timeout(QUOTE_TIMEOUT_S):
+            await exchange.send(AskQuote(id=1, payer=payer, pipeline=pipeline.pack()))
+            reply = await exchange.receive()
+    except TimeoutError:
+        raise OpenLoraError(ErrorCode.NODE_LOST, "the node sent no quote in time") from None
+    if not isinstance(reply, QuoteReply):
+        raise ProtocolError(ErrorCode.MALFORMED, "the node answered a question for a quote with something else")
+    terms = [await chain.terms_at(artifact, version) for artifact, version in pipeline_parts(pipeline)]
+    if any(entry is None for entry in terms):
+        raise OpenLoraError(ErrorCode.BAD_PIPELINE, "the chain does not know these terms of an artifact")
+    return verify_quote(
+        Signed.unpack(Quote, reply.quote),
+        domain=domain,
+        payer=payer,
+        node=node,
+        node_key=key,
+        pipeline=pipeline,
+        terms=[entry for entry in terms if entry is not None],
+        now=now,
+    )

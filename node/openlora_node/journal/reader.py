@@ -122,6 +122,20 @@ class Reader:
             )
         return [StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt) for signed, digest, salt in rows]
 
+    def newest_paid(self, limit: int) -> list[StoredReceipt]:
+        """A payer's newest receipts, of whatever nodes, newest request first, at most `limit`."""
+        with storage_errors():
+            rows = self._view.all(
+                "SELECT r.signed, r.digest, r.salt FROM spends s JOIN receipts r ON r.request_digest = s.request_digest"
+                " ORDER BY s.at DESC, r.seq DESC LIMIT ?", limit,
+            )  # fmt: skip
+        return [StoredReceipt(Signed.unpack(Receipt, signed), Digest(digest), salt) for signed, digest, salt in rows]
+
+    def nodes(self) -> list[bytes]:
+        """The nodes that rows of this journal name."""
+        with storage_errors():
+            return [row[0] for row in self._view.all("SELECT DISTINCT node FROM accounts")]
+
     def find_receipts(self, prefix: bytes, limit: int) -> list[StoredReceipt]:
         """Receipts whose own or whose request's digest begins with `prefix`, in the order of the chain."""
         past = (int.from_bytes(prefix.ljust(32, b"\0"), "big") + (1 << 8 * (32 - len(prefix)))) if prefix else 1 << 256

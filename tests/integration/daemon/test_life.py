@@ -6,6 +6,7 @@ import asyncio
 import json
 import re
 import signal
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +15,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from openlora_node.attribution.leaves import salt_of
 from openlora_node.cli.exits import Exit
 from openlora_node.journal import Reader
 from openlora_node.network.advertising import AdvertOptions
@@ -22,10 +24,13 @@ from openlora_node.network.directory import DirectoryOptions
 from openlora_node.network.host import HostOptions
 from openlora_node.network.identity import peer_id_of
 from openlora_node.network.service import Network
+from openlora_node.protocol.eip712 import Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import parse_artifact_id
+from openlora_node.protocol.merkle import NamedLeaf, named_root
 from openlora_node.protocol.pipeline import Pipeline
-from support.chain_world import PAYER, ChainWorld
+from openlora_node.protocol.structs import AccountQuery, Receipt
+from support.chain_world import PAYER, ChainWorld, fresh_wallet
 from support.daemon_payer import PROMPT, Asked, HttpPayer
 from support.daemon_world import PASSWORD, NodeHome, NodeProcess, openlora, openlora_process, running_node
 from support.network_peers import Registry, fresh_secret
@@ -104,6 +109,7 @@ async def test_from_registration_to_a_paid_response_and_out(
             assert len(tokens) == 24
             again = await run(payer, await payer.ask(4))
             assert again[-1]["t"] == "settled"
+            await a_receipt_brings_its_leaves(payer, again[-2])
 
             metrics = await text_of(status["listening"]["metrics"] + "/metrics")
             for expected in (
@@ -135,6 +141,31 @@ async def test_from_registration_to_a_paid_response_and_out(
     offline = (await openlora("status", "--config", config, "--json")).json
     assert (offline["pid"], offline["journal"]["receipts"]) == (None, 2)
     assert (await openlora("db", "check", "--deep", "--config", config)).returncode == 0
+
+
+async def a_receipt_brings_its_leaves(payer: HttpPayer, done: dict[str, Any]) -> None:
+    """With the last line, and again to its payer by the digest; they lead to the roots that the node signed."""
+    receipt = Signed.from_json(Receipt, done["receipt"]).value
+    salt = bytes.fromhex(done["salt"][2:])
+    for group, root in (("attribution", receipt.attribution_root), ("commitment", receipt.commitment_root)):
+        leaves = [
+            NamedLeaf(name, bytes.fromhex(value[2:]), salt_of(salt, name))
+            for name, value in done["evidence"][group].items()
+        ]
+        assert leaves
+        assert named_root(leaves) == root
+    query = AccountQuery(payer=payer.wallet.address, node=payer.node, issued_at=int(time.time()))
+    asked = {
+        "query": query.sign(payer.domain, payer.wallet).to_json(),
+        "receipt": f"0x{receipt.digest(payer.domain).hex()}",
+    }
+    status, proof = await payer.post("/v1/proof", asked)
+    assert status == 200
+    assert (proof["evidence"], proof["salt"], proof["closed"]) == (done["evidence"], done["salt"], False)
+    stranger = fresh_wallet("nobody's receipts")
+    query = AccountQuery(payer=stranger.address, node=payer.node, issued_at=int(time.time()))
+    status, refused = await payer.post("/v1/proof", asked | {"query": query.sign(payer.domain, stranger).to_json()})
+    assert (status, refused["error"]["code"]) == (404, "NOT_FOUND")
 
 
 async def the_doors_of_health_answer(status: dict[str, Any]) -> None:

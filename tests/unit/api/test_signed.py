@@ -16,12 +16,14 @@ from openlora_node.api import signed as door_module
 from openlora_node.api.listeners import listen_tcp
 from openlora_node.api.meters import Meters
 from openlora_node.api.signed import SignedDoor
+from openlora_node.attribution import Evidence
 from openlora_node.config.endpoints import HostPort
 from openlora_node.protocol import messages
 from openlora_node.protocol.crypto import LocalSigner
 from openlora_node.protocol.eip712 import Domain, Signed
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.ids import ZERO32
+from openlora_node.protocol.merkle import NamedLeaf
 from openlora_node.protocol.messages import AskQuote, Infer
 from openlora_node.protocol.pipeline import Pipeline
 from openlora_node.protocol.structs import (
@@ -59,7 +61,14 @@ QUOTE = Quote(
     royalties=(Royalty(artifact=BASE, terms_version=0, rate=0, owner=bytes(20)),), settlement_charge=3,
     issued_at=1, expires_at=2,
 ).sign(DOMAIN, PAYER)  # fmt: skip
+QUERY = AccountQuery(payer=PAYER.address, node=NODE, issued_at=5).sign(DOMAIN, PAYER)
 GOOD = {"request": REQUEST.to_json(), "pipeline": PIPELINE.to_json(), "body": BODY}
+
+
+EVIDENCE = Evidence((NamedLeaf("base", BASE),), (NamedLeaf("choice/0/tokens", bytes(31) + b"\x02"),))
+LEAVES = {
+    "attribution": {"base": f"0x{BASE.hex()}"}, "commitment": {"choice/0/tokens": f"0x{2:064x}"},
+}  # fmt: skip
 
 
 class World:
@@ -91,7 +100,10 @@ class World:
                 raise
         if self.after_error is not None:
             raise self.after_error
-        await inbound.send(messages.Done(id=1, receipt=RECEIPT.pack(), finish_reason="stop", salt=bytes(32)))
+        done = messages.Done(
+            id=1, receipt=RECEIPT.pack(), finish_reason="stop", salt=bytes(32), evidence=EVIDENCE.pack()
+        )
+        await inbound.send(done)
         await inbound.send(messages.Settled(id=1, cumulative_tokens=5))
 
     async def account(self, message: messages.GetAccount) -> messages.Account:
@@ -104,6 +116,14 @@ class World:
 
     async def voucher(self, message: messages.PutVoucher) -> messages.VoucherReply:
         return messages.VoucherReply(voucher=message.voucher)
+
+    async def proof(self, message: messages.GetProof) -> messages.Proof:
+        assert Signed.unpack(AccountQuery, message.query).signer(DOMAIN) == PAYER.address
+        if message.receipt != RECEIPT.value.digest(DOMAIN):
+            raise OpenLoraError(ErrorCode.NOT_FOUND)
+        return messages.Proof(
+            salt=b"\x05" * 32, evidence=EVIDENCE.pack(), epoch=7, closed=True, path=(b"\x01" * 32, b"\x02" * 32)
+        )
 
 
 @pytest.fixture
@@ -156,6 +176,7 @@ async def test_a_response_is_one_object_a_line(client: aiohttp.ClientSession, wo
                       "logprobs": [{"token": "h"}]}  # fmt: skip
     assert got[2]["cumulativeCompute"] == str(10**20)
     assert Signed.from_json(Receipt, got[3]["receipt"]) == RECEIPT
+    assert got[3]["evidence"] == LEAVES
     first = world.seen[0].first
     assert isinstance(first, Infer)
     assert (first.request, first.pipeline, first.voucher) == (REQUEST.pack(), PIPELINE.pack(), VOUCHER.pack())
@@ -242,6 +263,17 @@ async def test_vouchers_and_accounts(client: aiohttp.ClientSession) -> None:
     assert Signed.from_json(Receipt, account["openReceipts"][0]) == RECEIPT
 
 
+async def test_a_proof_is_leaves_by_name_and_a_path(client: aiohttp.ClientSession) -> None:
+    asked = {"query": QUERY.to_json(), "receipt": f"0x{RECEIPT.value.digest(DOMAIN).hex()}"}
+    async with client.post("/v1/proof", json=asked) as answer:
+        assert await answer.json() == {
+            "salt": f"0x{'05' * 32}", "evidence": LEAVES, "epoch": 7, "closed": True,
+            "path": [f"0x{'01' * 32}", f"0x{'02' * 32}"],
+        }  # fmt: skip
+    async with client.post("/v1/proof", json=asked | {"receipt": f"0x{'09' * 32}"}) as answer:
+        assert (answer.status, (await answer.json())["error"]["code"]) == (404, "NOT_FOUND")
+
+
 @pytest.mark.parametrize(
     ("path", "body", "code"),
     [
@@ -257,6 +289,8 @@ async def test_vouchers_and_accounts(client: aiohttp.ClientSession) -> None:
         ("/v1/quote", json.dumps({"payer": "0x12", "pipeline": PIPELINE.to_json()}).encode(), "BAD_ID"),
         ("/v1/voucher", b"{}", "MALFORMED"),
         ("/v1/account", b'{"query": 1}', "MALFORMED"),
+        ("/v1/proof", b'{"query": 1}', "MALFORMED"),
+        ("/v1/proof", json.dumps({"query": QUERY.to_json()}).encode(), "BAD_ID"),
         ("/v1/nothing", b"{}", "NOT_FOUND"),
     ],
 )

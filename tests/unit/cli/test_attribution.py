@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Mapping
@@ -27,7 +28,7 @@ from openlora_node.protocol.ids import format_address, format_artifact_id
 from openlora_node.settlement.credits import CreditTable
 from support.attribution_corpus import owner
 from support.engine_tokenizer import tiny_tokenizer
-from support.serving_world import DATASET, NODE, NOW, World
+from support.serving_world import BASE, DATASET, NODE, NOW, World
 
 SAID = "Avast, the kraken drinks rum from a copper kettle by moonlight, and nobody dares to laugh"
 PROMPT = {"messages": [{"role": "user", "content": "Say something"}]}
@@ -213,6 +214,43 @@ def test_a_response_is_explained_from_a_file_and_from_the_journal(world: dict[st
     shown = explain(world, digest[:12], text, "--journal", journal).output
     assert format_address(owner(1)) in shown
     assert "[1]" in shown
+
+
+def test_what_is_not_named_is_found_where_this_machine_keeps_it(world: dict[str, Path]) -> None:
+    """Index by its digest among others and half-made ones, text by the receipt's digest, the fetched tokenizer."""
+    index(world, "one")
+    journal, _, text = served(world)
+    with Reader(journal) as reader:
+        (stored,) = reader.receipts(NODE, 0, 10)
+    data = world["folder"] / "data"
+    made, kept, tokenizer = data / "devnet/indexes", data / "devnet/gateway/texts", data / "devnet/gateway/tokenizers"
+    settings = ("--journal", journal, "--set", f"node.data_dir={data}", "--json")
+    name = stored.digest.hex()
+
+    def both() -> list[Any]:
+        commands = (["attribution", "replay", "--receipt", name], ["receipts", "explain", name])
+        results = [CliRunner(env={"OPENLORA_CONFIG": ""}).invoke(app, [*map(str, (*c, *settings))]) for c in commands]
+        assert len({result.exit_code for result in results}) == 1
+        return [json.loads(result.stdout) for result in results]
+
+    for folder, option in ((kept, "--text"), (made, "--index"), (tokenizer, "--tokenizer")):
+        for told in both():
+            assert told["error"]["code"] == "NOT_FOUND"
+            assert option in told["error"]["message"]
+        folder.mkdir(parents=True)
+        if folder is kept:
+            (kept / f"{name}.json").write_bytes(text.read_bytes())
+        elif folder is made:
+            index(world, "other", dataset=b"\xee" * 32)
+            shutil.copytree(world["folder"] / "indexes/other", made / "other")
+            shutil.copytree(world["folder"] / "indexes/one", made / ".half")
+            assert "--index" in both()[0]["error"]["message"]
+            (made / ".half").rename(made / "one")
+        else:
+            shutil.copytree(world["base"], tokenizer / BASE.hex())
+    replayed, explained = both()
+    assert replayed["ok"]
+    assert [dataset["asTheReceiptSays"] for dataset in explained["datasets"]] == [True]
 
 
 def test_the_page_is_whole_and_escapes_what_people_wrote(world: dict[str, Path]) -> None:
