@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 import trio
+from google.protobuf.message import DecodeError
 from libp2p.abc import INetStream, IRawConnection
 from libp2p.custom_types import TProtocol
 from libp2p.host.basic_host import BasicHost
@@ -53,7 +54,7 @@ class HostOptions:
     """Addresses told to others; empty: where the host listens and what peers observe."""
     max_connections: int = 256
     max_per_place: int = 0
-    """Inbound connections from one IPv4 address or IPv6 /64; 0 for an eighth of all, at least eight."""
+    """Strangers' connections from one IPv4 address or IPv6 /64; 0 for an eighth of all, at least eight."""
     deny: tuple[str, ...] = ()
     """IP addresses and networks (CIDR) that may not connect and are not dialled."""
     stream_rate: Allowance = STREAM_RATE
@@ -323,6 +324,9 @@ class Host:
             await self.inner._swarm_stream_handler(stream)
         except ProtocolError as error:
             self.charge(peer, Fault.OVERSIZED if error.code is ErrorCode.FRAME_TOO_LARGE else Fault.MALFORMED)
+            await _quietly(stream.reset)
+        except DecodeError:  # from gossip: libp2p lets it through
+            self.charge(peer, Fault.MALFORMED)
             await _quietly(stream.reset)
         except (OpenLoraError, EOFError, *BROKEN) as error:
             logger.debug("stream of %s ended: %s", peer, error)

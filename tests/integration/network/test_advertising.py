@@ -9,12 +9,14 @@ from dataclasses import replace
 
 import pytest
 import trio
+from libp2p.custom_types import TProtocol
 from libp2p.peer.id import ID
 from libp2p.pubsub.pb import rpc_pb2
 
 from openlora_node.network import advertising as advertising_module
 from openlora_node.network.advertising import AdvertOptions, open_advertising, topic_of
 from openlora_node.network.adverts import OwnState
+from openlora_node.network.gossip import MESHSUB
 from openlora_node.network.scores import Fault
 from openlora_node.network.services import ContainedManager
 from openlora_node.network.stream import FramedStream
@@ -32,6 +34,24 @@ def knows(node: Node, others: Iterable[Node]) -> bool:
 
 async def points(at: Node, peer: str, least: float) -> None:
     await until(lambda: at.host.scores.points(peer, trio.current_time()) >= least - 0.5)
+
+
+def test_gossip_that_does_not_decode_costs_its_sender_and_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    async def test() -> None:
+        async with nodes(1, Registry()) as (node,), hosts(1) as (stranger,):
+            await connect(stranger, node.host)
+            with trio.fail_after(10):
+                while not node.host.scores.is_denied(stranger.id, trio.current_time()):
+                    with suppress(Exception):  # its stream is reset while it writes, and at last its connection
+                        stream = await stranger.inner.new_stream(ID.from_base58(node.host.id), [TProtocol(MESHSUB[0])])
+                        await stream.write(b"\x04\xff\xff\xff\xff")
+                    await trio.sleep(0.01)
+            await until(lambda: not node.host.is_connected(stranger.id))
+
+    with caplog.at_level("INFO", "openlora_node.network"):
+        run(test)
+    assert not [record for record in caplog.records if record.levelname == "ERROR" or record.exc_info]
+    assert len(caplog.text) < 2_000
 
 
 def now() -> int:
