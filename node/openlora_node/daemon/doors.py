@@ -1,12 +1,17 @@
-"""Hands what peers open to whoever serves it: one task a session, a bounded number of them, each failure its own."""
+"""Hands what peers open to whoever serves it: one task a session, each failure its own.
+
+The number of sessions is bounded, of strangers from one place and in all; room is kept for registered nodes.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping
+from functools import partial
 from typing import Any, Protocol
 
+from ..network.guests import Guests
 from ..network.session import Session
 from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.messages import (
@@ -56,11 +61,14 @@ class Accounts(Protocol):
 class Doors:
     """Takes sessions from the network. `run` is a task; it ends its sessions when it is cancelled."""
 
-    def __init__(self, network: Accepts, handlers: Mapping[str, SessionHandler], most: int = MAX_SESSIONS) -> None:
-        """`handlers` by protocol id."""
+    def __init__(
+        self, network: Accepts, handlers: Mapping[str, SessionHandler], most: int = MAX_SESSIONS, per_place: int = 0
+    ) -> None:
+        """`handlers` by protocol id. `per_place`: sessions of strangers from one place; 0 for an eighth of `most`."""
         self._network = network
         self._handlers = handlers
         self._most = most
+        self._guests = Guests(most, per_place)
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
@@ -73,16 +81,22 @@ class Doors:
         try:
             while True:
                 session = await self._network.accept()
-                if len(self._tasks) >= self._most:
+                stranger = session.peer.node is None
+                if len(self._tasks) >= self._most or (stranger and not self._guests.enter(session.remote_ip)):
                     session.abort()  # whoever floods gets no answer: one would cost more than the stream
                     continue
                 task = asyncio.create_task(self._serve(session), name=f"{session.protocol.id} of {session.peer.id}")
                 self._tasks.add(task)
                 task.add_done_callback(self._tasks.discard)
+                if stranger:
+                    task.add_done_callback(partial(self._left, session.remote_ip))
         finally:
             for task in self._tasks:
                 task.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    def _left(self, ip: str | None, _task: asyncio.Task[None]) -> None:
+        self._guests.leave(ip)
 
     async def _serve(self, session: Session[Any]) -> None:
         try:

@@ -70,8 +70,9 @@ async def open_host(secret: bytes, options: HostOptions, registry: RegistryView)
     swarm.retry_config = RetryConfig(max_retries=0)
     swarm.set_resource_manager(None)  # it loses count of cancelled handshakes; the bounds here are the host's own
     swarm.auto_connector.maybe_connect = trio.lowlevel.checkpoint  # type: ignore[method-assign]  # it dials on its own
-    swarm.__dict__[patches.GUESTS] = Guests(most, options.max_per_place)
     host = Host(inner, options, registry, circuits)
+    swarm.__dict__[patches.GUESTS] = Guests(most, options.max_per_place)
+    swarm.__dict__[patches.IS_NODE] = lambda peer: host.peer(peer).node is not None
     inner.get_addrs = host.told  # type: ignore[method-assign]  # libp2p's own would cut circuit addresses short
     async with running(swarm):
         await swarm.listen(*listen)

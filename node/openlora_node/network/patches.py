@@ -32,7 +32,9 @@ from .halfopen import HalfOpen
 
 PINNED = "0.8.1"
 GUESTS = "openlora_guests"
-"""Where a swarm keeps who came in by itself."""
+"""Where a swarm keeps which strangers came in."""
+IS_NODE = "openlora_is_node"
+"""Where a swarm keeps the question whether a peer is a registered node."""
 WRITE_STALL_S = 15.0
 """A frame that the socket has not taken by then: the peer is frozen or hostile, the connection goes."""
 DIAL_HEAD_START_S = 0.02
@@ -169,6 +171,7 @@ def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:
             await socket.close()
             return
         guests: Guests = self.__dict__.setdefault(GUESTS, Guests(self.connection_config.max_connections))
+        is_node: Callable[[ID], bool] = self.__dict__.get(IS_NODE, lambda _: False)
         half_open = _half_open(self)
         scope = trio.CancelScope()
         evicted = half_open.enter(scope, host)
@@ -182,14 +185,16 @@ def _accept(_original: Callable[..., Any]) -> Callable[..., Any]:
             half_open.leave(scope)
             if muxer is None:
                 return
-            if not guests.enter(host):
+            stranger = not is_node(muxer.peer_id)
+            if stranger and not guests.enter(host):
                 logger.debug("inbound connection refused: enough from there, or in all")
                 abort(muxer)
                 return
             try:
                 await muxer.event_closed.wait()
             finally:
-                guests.leave(host)
+                if stranger:
+                    guests.leave(host)
         except Exception as error:  # noqa: BLE001 - a handshake with a stranger
             logger.debug("inbound connection refused: %s", type(error).__name__)
         finally:

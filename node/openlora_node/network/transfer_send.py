@@ -1,7 +1,8 @@
 """The sending side of /openlora/artifact/1: manifests and chunks out of the store, to those who may have them.
 
 One session is served by one task. What a peer may take is bounded by sessions, by a quota of bytes, and, for all peers
-together, by the upload rate; a peer that takes nothing for a while loses its session.
+together, by the upload rate; a peer that takes nothing for a while loses its session. Strangers from one place share
+its sessions.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from ..protocol.errors import ErrorCode, OpenLoraError, ProtocolError
 from ..protocol.manifest import AnyManifest
 from ..protocol.messages import ArtifactMessage, Chunk, ErrorReply, GetChunks, GetManifest, ManifestReply
 from .buckets import Allowance, Buckets
+from .guests import Guests
 from .identity import Peer
 from .scores import Fault
 from .session import Session
@@ -46,7 +48,10 @@ class SenderOptions:
     questions: Allowance = QUESTIONS
     """Questions of one peer."""
     peer_sessions: int = 4
+    place_sessions: int = 8
+    """Of all strangers from one place (`guests.py`)."""
     sessions: int = 32
+    """Of all peers; an eighth is kept for registered nodes."""
     idle_s: float = 60.0
     """A session in which nothing is asked for so long ends."""
     stall_s: float = 30.0
@@ -88,6 +93,7 @@ class Sender:
         self._quota: Buckets[str] = Buckets(self._options.peer_quota)
         self._questions: Buckets[str] = Buckets(self._options.questions)
         self._open: Counter[str] = Counter()
+        self._guests = Guests(self._options.sessions, self._options.place_sessions)
         self.sent_bytes = 0
         """Bytes of chunks handed to the network so far."""
 
@@ -95,16 +101,13 @@ class Sender:
         """Answer one session to its end, whatever the peer does. Raises nothing but cancellation."""
         peer = session.peer.id
         try:
-            if self._open[peer] >= self._options.peer_sessions or self._open.total() >= self._options.sessions:
+            if not self._enter(session):
                 await self._refuse(session)
                 return
-            self._open[peer] += 1
             try:
                 await self._answer_all(session)
             finally:
-                self._open[peer] -= 1
-                if not self._open[peer]:
-                    del self._open[peer]
+                self._leave(session)
         except OpenLoraError as error:
             logger.debug("artifact session of %s ended: %s", peer, error)
         except TimeoutError:
@@ -113,6 +116,24 @@ class Sender:
             logger.exception("an artifact session failed")
         finally:
             session.abort()
+
+    def _enter(self, session: Session[ArtifactMessage]) -> bool:
+        """Count one more session; False where there is no room for it."""
+        peer = session.peer
+        if self._open[peer.id] >= self._options.peer_sessions or self._open.total() >= self._options.sessions:
+            return False
+        if peer.node is None and not self._guests.enter(session.remote_ip):
+            return False
+        self._open[peer.id] += 1
+        return True
+
+    def _leave(self, session: Session[ArtifactMessage]) -> None:
+        peer = session.peer
+        if peer.node is None:
+            self._guests.leave(session.remote_ip)
+        self._open[peer.id] -= 1
+        if not self._open[peer.id]:
+            del self._open[peer.id]
 
     async def _refuse(self, session: Session[ArtifactMessage]) -> None:
         busy = OpenLoraError(ErrorCode.RATE_LIMITED, "too many artifact sessions are open", retry_after_ms=2000)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import signal
 import socket
 import time
-from contextlib import suppress
+from contextlib import AsyncExitStack, suppress
 from dataclasses import replace
 from typing import cast
 
@@ -387,6 +387,27 @@ def test_one_machine_with_fresh_keys_does_not_take_every_connection() -> None:
             await until(lambda: len(b.peers()) == 1)
             await connect(flood[0], b)  # who left made room
             await works(flood[0], b)
+
+    run(test)
+
+
+def test_nodes_of_the_registry_behind_one_address_are_not_taken_for_a_crowd() -> None:
+    async def test() -> None:
+        registry, options = Registry(), replace(QUICK, max_connections=16, max_per_place=2)
+        secrets = [fresh_secret() for _ in range(3)]
+        for each in secrets:
+            registry.register(each)
+        async with hosts(1, options, registry) as (b,), hosts(3) as strangers, AsyncExitStack() as stack:
+            for stranger in strangers:
+                with suppress(OpenLoraError):
+                    await connect(stranger, b)
+            await until(lambda: sum(each.is_connected(b.id) for each in strangers) == 2)
+            fleet = [await stack.enter_async_context(open_host(each, QUICK, registry)) for each in secrets]
+            b.serve(ADVERT, answer)
+            for node in fleet:
+                await connect(node, b)
+                await works(node, b)
+            assert len(b.peers()) == 5
 
     run(test)
 

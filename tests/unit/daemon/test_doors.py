@@ -13,6 +13,7 @@ from openlora_node.daemon.doors import Doors, serve_vouchers
 from openlora_node.network.identity import Peer
 from openlora_node.protocol import messages
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError, ProtocolError
+from openlora_node.protocol.ids import NodeId
 from openlora_node.protocol.messages import INFER, VOUCHER, StreamProtocol
 
 
@@ -26,6 +27,7 @@ class FakeSession:
     ended: asyncio.Event = field(default_factory=asyncio.Event)
     aborted: bool = False
     peer: Peer = field(default_factory=lambda: Peer("peer", None, None))
+    remote_ip: str | None = "192.0.2.1"
 
     async def receive(self) -> Any:
         return await self.inbox.get()
@@ -99,6 +101,54 @@ async def test_no_more_than_so_many_are_served_at_once_and_all_end_with_the_door
     task.cancel()
     await asyncio.gather(task, return_exceptions=True)
     assert all(session.aborted for session in sessions)
+
+
+async def test_one_machine_with_fresh_keys_does_not_take_every_place() -> None:
+    network, served = FakeNetwork(), []
+
+    async def wait(session: Any) -> None:
+        served.append(session)
+        await asyncio.Event().wait()
+
+    doors = Doors(network, {INFER.id: wait})  # type: ignore[arg-type]
+    task = asyncio.create_task(doors.run())
+    flood = [FakeSession(INFER, peer=Peer(f"key {i // 64}", None, None)) for i in range(1_024)]
+    honest = FakeSession(INFER, remote_ip="2001:db8::1")
+    relayed = FakeSession(INFER, remote_ip=None)
+    node = FakeSession(INFER, peer=Peer("a node next door", None, NodeId(bytes(32))))
+    for session in (*flood, honest, relayed, node):
+        network.opened.put_nowait(session)
+    await asyncio.wait_for(ended(flood[-1]), 5)
+    while not network.opened.empty():
+        await asyncio.sleep(0)
+    await asyncio.sleep(0)
+    assert not any(session.aborted for session in (honest, relayed, node))
+    assert sum(not session.aborted for session in flood) == 128
+    assert doors.open == len(served) == 131
+    task.cancel()
+    await asyncio.gather(task, return_exceptions=True)
+
+
+async def test_who_leaves_makes_room_for_others_from_there() -> None:
+    network = FakeNetwork()
+
+    async def until_told(session: Any) -> None:
+        await session.receive()
+
+    doors = Doors(network, {INFER.id: until_told}, per_place=1)  # type: ignore[arg-type]
+    task = asyncio.create_task(doors.run())
+    first, second, third = (FakeSession(INFER) for _ in range(3))
+    for session in (first, second):
+        network.opened.put_nowait(session)
+    await ended(second)
+    assert (first.aborted, second.aborted) == (False, True)
+    first.inbox.put_nowait(None)
+    await ended(first)
+    third.inbox.put_nowait(None)
+    network.opened.put_nowait(third)
+    await ended(third)
+    assert not third.aborted
+    task.cancel()
 
 
 class Accounts:

@@ -13,6 +13,7 @@ from openlora_node.network.session import Session
 from openlora_node.network.transfer_send import Sender, SenderOptions
 from openlora_node.protocol.chunks import CHUNK_SIZE
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
+from openlora_node.protocol.ids import NodeId
 from openlora_node.protocol.manifest import AdapterManifest, FileEntry
 from openlora_node.protocol.messages import ArtifactMessage, Chunk, ErrorReply, GetChunks, GetManifest, ManifestReply
 
@@ -53,9 +54,16 @@ class FakeSession:
     """A session whose peer asks these questions, then nothing; `takes`: answers that it takes before it stops."""
 
     def __init__(
-        self, *questions: ArtifactMessage, takes: int = 100, then_end: bool = True, peer: str = "peer"
+        self,
+        *questions: ArtifactMessage,
+        takes: int = 100,
+        then_end: bool = True,
+        peer: str = "peer",
+        node: NodeId | None = None,
+        ip: str | None = "192.0.2.1",
     ) -> None:
-        self.peer = Peer(peer, None, None)
+        self.peer = Peer(peer, None, node)
+        self.remote_ip = ip
         self.questions = list(questions)
         self.takes = takes
         self.then_end = then_end
@@ -160,6 +168,41 @@ async def test_sessions_are_bounded_a_peer_and_in_all() -> None:
     welcome = FakeSession(MANIFEST_QUESTION, peer="c")
     await serve(answers, welcome)
     assert isinstance(welcome.sent[0], ManifestReply)
+
+
+async def test_one_machine_with_fresh_keys_does_not_take_every_session() -> None:
+    answers = sender()
+    squatters = [FakeSession(then_end=False, peer=f"key {i // 4}") for i in range(32)]
+    tasks = [asyncio.create_task(serve(answers, session)) for session in squatters]
+    await asyncio.sleep(0)
+    assert sum(bool(session.sent) for session in squatters) == 24, "eight are served, the others told to come again"
+    honest = (
+        FakeSession(MANIFEST_QUESTION, peer="from elsewhere", ip="198.51.100.7"),
+        FakeSession(MANIFEST_QUESTION, peer="through a relay", ip=None),
+        FakeSession(MANIFEST_QUESTION, peer="a node next door", node=NodeId(bytes(32))),
+    )
+    for session in honest:
+        await serve(answers, session)
+        assert isinstance(session.sent[0], ManifestReply), session.peer.id
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+    back = FakeSession(MANIFEST_QUESTION, peer="key 0")
+    await serve(answers, back)
+    assert isinstance(back.sent[0], ManifestReply), "who left made room"
+
+
+async def test_strangers_from_everywhere_leave_room_for_nodes() -> None:
+    answers = sender()
+    squatters = [FakeSession(then_end=False, peer=f"key {i}", ip=f"192.0.2.{i}") for i in range(32)]
+    tasks = [asyncio.create_task(serve(answers, session)) for session in squatters]
+    await asyncio.sleep(0)
+    node = FakeSession(MANIFEST_QUESTION, peer="a node", node=NodeId(bytes(32)))
+    await serve(answers, node)
+    assert isinstance(node.sent[0], ManifestReply)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
 
 
 async def test_an_unknown_policy_refuses() -> None:
