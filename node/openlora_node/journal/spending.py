@@ -12,10 +12,13 @@ from typing import Any
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.pricing import MAX_WEI
-from .books import integer, number, wei
+from .books import integer, number, wei, wide
 from .database import Transaction
 
 DAY_S = 86_400
+SLOT_S = 300
+"""Sums are kept of so many seconds: the soak of many requests spent its time adding up a day's rows for each."""
+FILLED = -1
 MAX_LISTED = 10_000
 """Rows that one listing gives."""
 
@@ -84,10 +87,12 @@ def reserve(transaction: Transaction, spend: Spend, per_day: int) -> None:
         wei(spend.given), spend.model, integer(spend.prompt_tokens, "prompt tokens"), spend.quote, spend.preimage,
         int(spend.charged), spend.received, spend.note,
     )  # fmt: skip
+    _add(transaction, spend.at, spend.amount)
 
 
 def paid(transaction: Transaction, request_digest: bytes, fee: int, *, charged: bool) -> None:
     """The request's receipt is kept: it cost `fee`."""
+    _replace(transaction, request_digest, fee)
     transaction.write(
         "spend.paid",
         "UPDATE spends SET state = 'paid', amount = ?, charged = ?, note = NULL WHERE request_digest = ?",
@@ -104,6 +109,11 @@ def give(transaction: Transaction, request_digest: bytes, given: int) -> None:
 
 def lost(transaction: Transaction, request_digest: bytes, note: str, received: bytes | None = None) -> int:
     """No receipt came: what its vouchers gave is the most that the node can take. Returns that, in wei."""
+    row = transaction.one(
+        "SELECT min(given, amount) FROM spends WHERE request_digest = ? AND state = 'open'", request_digest
+    )
+    if row is not None:
+        _replace(transaction, request_digest, number(row[0]))
     transaction.write(
         "spend.lost",
         "UPDATE spends SET state = 'lost', amount = min(given, amount), note = ?, received = ?"
@@ -120,8 +130,48 @@ def annotate(transaction: Transaction, request_digest: bytes, note: str) -> None
 
 
 def spent_since(transaction: Transaction, after: int) -> int:
-    """What all requests reserved after `after` (unix seconds) count, in wei."""
-    return sum(number(row[0]) for row in transaction.all("SELECT amount FROM spends WHERE at > ?", after))
+    """What all requests reserved after `after` (unix seconds) count, in wei; a few of up to five minutes before too."""
+    _fill(transaction)
+    first = (after + 1) // SLOT_S
+    return sum(number(row[0]) for row in transaction.all("SELECT amount FROM spent_slots WHERE slot >= ?", first))
+
+
+def _fill(transaction: Transaction) -> None:
+    """Count what a version before this table wrote. Once."""
+    if transaction.one("SELECT 1 FROM spent_slots WHERE slot = ?", FILLED):
+        return
+    sums: dict[int, int] = {}
+    for at, amount in transaction.all("SELECT at, amount FROM spends"):
+        sums[at // SLOT_S] = sums.get(at // SLOT_S, 0) + number(amount)
+    for slot, total in (*sums.items(), (FILLED, 0)):
+        transaction.write(
+            "spend.slots",
+            "INSERT INTO spent_slots (slot, amount) VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET"
+            " amount = excluded.amount",
+            slot,
+            wide(total),
+        )
+
+
+def _replace(transaction: Transaction, request_digest: bytes, amount: int) -> None:
+    """A request counts another amount from now on."""
+    row = transaction.one("SELECT at, amount FROM spends WHERE request_digest = ?", request_digest)
+    if row is not None:
+        _add(transaction, row[0], amount - number(row[1]))
+
+
+def _add(transaction: Transaction, at: int, difference: int) -> None:
+    if not transaction.one("SELECT 1 FROM spent_slots WHERE slot = ?", FILLED):
+        return  # the first sum counts it
+    row = transaction.one("SELECT amount FROM spent_slots WHERE slot = ?", at // SLOT_S)
+    total = difference + (0 if row is None else number(row[0]))
+    transaction.write(
+        "spend.slot",
+        "INSERT INTO spent_slots (slot, amount) VALUES (?, ?) ON CONFLICT (slot) DO UPDATE SET"
+        " amount = excluded.amount",
+        at // SLOT_S,
+        wide(max(0, total)),
+    )
 
 
 def find(transaction: Transaction, request_digest: bytes) -> Spend | None:
