@@ -102,6 +102,16 @@ const FAULTS = [
     edits: [["src/NodeRegistry.sol", "claimable[address(0)] += slashed - bounty;", "claimable[address(0)] += slashed;"]],
   },
   {
+    name: "anyone redeems",
+    caught: "test_APayerCannotVoidWhatItsNodeHolds",
+    edits: [["src/Settlement.sol", "if (!NODES.mayActFor(voucher.node, msg.sender)) return (NotPayee.selector, 0);", ""]],
+  },
+  {
+    name: "a batch pays another's node after one's own",
+    caught: "test_ABatchPaysTheCallersNodesOnly",
+    edits: [["src/Settlement.sol", "voucher.node == 0 || voucher.node != lookup.node", "lookup.node == 0"]],
+  },
+  {
     name: "any signature of the right form counts",
     caught: "test_StrangersSignatureIsRefused",
     edits: [["src/Settlement.sol", "        if (!maySign(voucher.payer, signer)) return (UnauthorizedSigner.selector, 0);\n", ""]],

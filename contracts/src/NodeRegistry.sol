@@ -338,7 +338,7 @@ contract NodeRegistry is INodeRegistry, SettlementDomain, ReentrancyGuard {
     /// @inheritdoc INodeRegistry
     function mayActFor(bytes32 node, address account) external view returns (bool) {
         Node storage n = _nodes[node];
-        return account != address(0) && (account == n.owner || account == n.key);
+        return account != address(0) && (account == n.key || account == n.owner);
     }
 
     /// @inheritdoc INodeRegistry

@@ -16,8 +16,9 @@ import {Revenue} from "./settlement/Revenue.sol";
 import {Signers} from "./settlement/Signers.sol";
 
 /// @title Settlement: turns payers' cumulative vouchers into what everyone earned
-/// @notice One channel is (payer, signer, node, pipeline); its newest voucher says what it owes in all. Redeeming is
-/// open to anyone, pays the difference out of the payer's escrow with that node, and never touches other escrow. Where
+/// @notice One channel is (payer, signer, node, pipeline); its newest voucher says what it owes in all. Redeeming pays
+/// the difference out of the payer's escrow with that node, and never touches other escrow. Only the node redeems: a
+/// payer that presented vouchers of its own could overtake those the node holds, or pay its escrow out to itself. Where
 /// escrow falls short, every part is paid pro rata and the rest is written down as the channel's debt, to be collected
 /// when escrow grows: neither superseded terms nor a revoked signer voids what was once accepted.
 contract Settlement is Revenue, Signers, Ownable2Step {
@@ -34,8 +35,9 @@ contract Settlement is Revenue, Signers, Ownable2Step {
         uint128 royalties;
     }
 
-    /// @dev What the last voucher of a batch taught about its pipeline.
+    /// @dev What the vouchers of a batch so far taught: whom the caller acts for, and the last one's pipeline.
     struct Lookup {
+        bytes32 node;
         bytes32 pipelineId;
         Header header;
         uint64 until;
@@ -101,6 +103,8 @@ contract Settlement is Revenue, Signers, Ownable2Step {
     /// @notice The guardian changed.
     event GuardianChanged(address indexed guardian);
 
+    /// @notice The caller is neither the owner nor the key of the voucher's node.
+    error NotPayee();
     /// @notice The signature is not 65 bytes r, s, v with low s and v 27 or 28.
     error BadSignature();
     /// @notice The signer is neither the payer nor authorised by it now.
@@ -162,7 +166,7 @@ contract Settlement is Revenue, Signers, Ownable2Step {
         _require(problem);
     }
 
-    /// @notice Redeems a voucher. A stale one pays at most the channel's debt and does not revert.
+    /// @notice Redeems a voucher of the caller's node. A stale one pays at most the channel's debt and does not revert.
     /// @dev Redeeming only moves sums within this contract and asks the registry by static calls: no guard is needed.
     /// @return paid Wei that left the payer's escrow.
     function redeem(Voucher calldata voucher, bytes calldata signature) external returns (uint256 paid) {
@@ -172,8 +176,9 @@ contract Settlement is Revenue, Signers, Ownable2Step {
         if (problem != StaleVoucher.selector) _require(problem);
     }
 
-    /// @notice Registers the pipelines that are new, then redeems the vouchers. What cannot be, is skipped with an event.
-    /// @dev Vouchers of one pipeline side by side share its look-up. Callers bound the batch by gas.
+    /// @notice Registers the pipelines that are new, then redeems vouchers of the caller's nodes. What cannot be, is
+    /// skipped with an event.
+    /// @dev Vouchers of one node, and of one pipeline, side by side share a look-up. Callers bound the batch by gas.
     /// @return paid Wei that left escrow in all.
     function redeemMany(Pipeline[] calldata pipelines, Voucher[] calldata vouchers, bytes[] calldata signatures)
         external
@@ -250,6 +255,10 @@ contract Settlement is Revenue, Signers, Ownable2Step {
         private
         returns (bytes4 problem, uint256 paid)
     {
+        if (voucher.node == 0 || voucher.node != lookup.node) {
+            if (!NODES.mayActFor(voucher.node, msg.sender)) return (NotPayee.selector, 0);
+            lookup.node = voucher.node;
+        }
         (address signer, ECDSA.RecoverError failure,) =
             ECDSA.tryRecoverCalldata(_hashTypedDataV4(StructHash.voucher(voucher)), signature);
         if (failure != ECDSA.RecoverError.NoError) return (BadSignature.selector, 0);

@@ -60,30 +60,30 @@ contract RedeemTest is World {
         Voucher memory v = _voucher(mix, 101, 99);
         bytes memory s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.ConflictingVoucher.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         v = _voucher(mix, 99, 101);
         s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.ConflictingVoucher.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
     }
 
     function test_UnknownPipelineAndAbsurdAmountsRevert() public {
         Voucher memory v = _voucher(keccak256("no pipeline"), 1, 1);
         bytes memory s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Pipelines.UnknownPipeline.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         v = _voucher(mix, type(uint64).max, type(uint128).max);
         s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.AmountTooLarge.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         v = _voucher(mix, uint64(1) << 63, 0);
         s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.AmountTooLarge.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         v = _voucher(mix, uint64(type(int64).max), type(uint128).max);
         s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.AmountTooLarge.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         vm.expectRevert(Pipelines.UnknownPipeline.selector);
         settlement.royaltiesAfter(keccak256("no pipeline"), 1);
         vm.expectRevert(Pipelines.UnknownPipeline.selector);
@@ -105,7 +105,7 @@ contract RedeemTest is World {
         ];
         for (uint256 i; i < forms.length; ++i) {
             vm.expectRevert(Settlement.BadSignature.selector);
-            settlement.redeem(v, forms[i]);
+            _present(v, forms[i]);
         }
         equal(_redeem(v), 100 + 14e8, "the one good form redeems");
     }
@@ -115,11 +115,11 @@ contract RedeemTest is World {
         Voucher memory v = _voucher(mix, 100, 100);
         bytes memory s = _signVoucher(SIGNER_KEY, v);
         vm.expectRevert(Settlement.UnauthorizedSigner.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         v.payer = address(0);
         s = _signVoucher(SIGNER_KEY, v);
         vm.expectRevert(Settlement.UnauthorizedSigner.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
     }
 
     function test_AVoucherOfAnotherChainOrContractIsRefused() public {
@@ -128,7 +128,7 @@ contract RedeemTest is World {
         bytes memory s = _signVoucher(PAYER_KEY, v);
         vm.chainId(1612);
         vm.expectRevert(Settlement.UnauthorizedSigner.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         equal(_redeem(v), 100 + 14e8, "signed for the new chain id");
     }
 
@@ -137,7 +137,7 @@ contract RedeemTest is World {
         _authorize(payer, SIGNER_KEY);
         Voucher memory v = _voucher(mix, 0, 100);
         _redeem(v);
-        equal(settlement.redeem(v, _signVoucher(SIGNER_KEY, v)), 100, "the same amounts, another debt");
+        equal(_present(v, _signVoucher(SIGNER_KEY, v)), 100, "the same amounts, another debt");
         (Settlement.Channel memory c,) = settlement.channelOf(payer, signer, node, mix);
         equal(c.compute, 100, "the signer's channel");
     }
@@ -147,7 +147,7 @@ contract RedeemTest is World {
         Voucher memory v = _voucher(mix, 0, 100);
         bytes memory s = _signVoucher(PAYER_KEY, v);
         vm.etch(payer, abi.encodePacked(hex"ef0100", address(this)));
-        equal(settlement.redeem(v, s), 100, "delegated code (EIP-7702) changes nothing");
+        equal(_present(v, s), 100, "delegated code (EIP-7702) changes nothing");
     }
 
     // ---- shortfall
@@ -192,7 +192,7 @@ contract RedeemTest is World {
         _authorize(payer, SIGNER_KEY);
         Voucher memory v = _voucher(mix, 1_000, 100);
         bytes memory s = _signVoucher(SIGNER_KEY, v);
-        settlement.redeem(v, s);
+        _present(v, s);
         vm.prank(payer);
         settlement.thawSigner(signer);
         vm.prank(BASE_OWNER);
@@ -235,13 +235,12 @@ contract RedeemTest is World {
         Voucher memory v = _voucher(mix, 2_000, 0);
         bytes memory s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.TermsSuperseded.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         equal(_redeem(_voucher(mix, 1_000, 0)), 0, "stale is no error even then");
     }
 
     function test_UnregisteredIsFreeUntilItIsRegistered() public {
-        Pipeline memory p;
-        p.base = keccak256("somebody's base");
+        Pipeline memory p = _unregistered();
         bytes32 id = settlement.registerPipeline(p);
         _deposit(1 ether);
         vm.warp(block.timestamp + 3_650 days);
@@ -253,7 +252,7 @@ contract RedeemTest is World {
         Voucher memory v = _voucher(id, 3_000_000, 9);
         bytes memory s = _signVoucher(PAYER_KEY, v);
         vm.expectRevert(Settlement.TermsSuperseded.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
     }
 
     // ---- batches
@@ -282,7 +281,7 @@ contract RedeemTest is World {
         }
         ss[7] = hex"00";
         vm.recordLogs();
-        equal(settlement.redeemMany(fresh, vs, ss), 1_020, "the good ones");
+        equal(_presentMany(fresh, vs, ss), 1_020, "the good ones");
         bytes4[8] memory reasons = [
             Settlement.StaleVoucher.selector,
             Settlement.ConflictingVoucher.selector,
@@ -307,12 +306,12 @@ contract RedeemTest is World {
             vs[i] = _voucher(order[i], (i + 1) * 1_000_000, 0);
             ss[i] = _signVoucher(PAYER_KEY, vs[i]);
         }
-        equal(settlement.redeemMany(new Pipeline[](0), vs, ss), 4 * 14e12 + 2 * 4e12, "each at its rates, none at all");
+        equal(_presentMany(new Pipeline[](0), vs, ss), 4 * 14e12 + 2 * 4e12, "each at its rates, none at all");
     }
 
     function test_ABatchNeedsASignatureForEachVoucher() public {
         vm.expectRevert(Settlement.LengthMismatch.selector);
-        settlement.redeemMany(new Pipeline[](0), new Voucher[](1), new bytes[](0));
+        _presentMany(new Pipeline[](0), new Voucher[](1), new bytes[](0));
     }
 
     function test_ADebtIsCollectedInABatch() public {
@@ -322,7 +321,7 @@ contract RedeemTest is World {
         Voucher[] memory vs = new Voucher[](1);
         bytes[] memory ss = new bytes[](1);
         (vs[0], ss[0]) = (v, _signVoucher(PAYER_KEY, v));
-        equal(settlement.redeemMany(new Pipeline[](0), vs, ss), 60, "stale voucher, open debt");
+        equal(_presentMany(new Pipeline[](0), vs, ss), 60, "stale voucher, open debt");
     }
 
     function test_APayersOwnNodeReachesOnlyItsOwnEscrow() public {
@@ -330,8 +329,82 @@ contract RedeemTest is World {
         bytes32 own = _registerNode(payer, OTHER_NODE_KEY, payer);
         Voucher memory v = _voucher(mix, 0, 1 ether);
         v.node = own;
-        equal(settlement.redeem(v, _signVoucher(PAYER_KEY, v)), 0, "nothing lies with that node");
+        equal(_present(v, _signVoucher(PAYER_KEY, v)), 0, "nothing lies with that node");
         equal(_balance(), 1 ether, "the honest node's escrow is untouched");
+    }
+
+    // ---- who redeems
+
+    /// @dev A payer would overtake the node's vouchers with one of many tokens and no compute: all it holds would conflict.
+    function test_APayerCannotVoidWhatItsNodeHolds() public {
+        _deposit(1 ether);
+        bytes32 free = settlement.registerPipeline(_unregistered());
+        Voucher memory held = _voucher(free, 1_000, 1 ether);
+        Voucher memory poison = _voucher(free, uint64(1) << 62, 0);
+        bytes memory s = _signVoucher(PAYER_KEY, poison);
+        vm.prank(payer);
+        vm.expectRevert(Settlement.NotPayee.selector);
+        settlement.redeem(poison, s);
+        equal(_redeem(held), 1 ether, "what was served is paid");
+    }
+
+    /// @dev A payer that owns an artifact would sign itself royalties, and have its escrow back without a thaw.
+    function test_APayerCannotPayItsEscrowOutToItself() public {
+        _deposit(1 ether);
+        _registerArtifact(payer, keccak256("own base"), Kind.Base, 0, _terms(1 ether));
+        Pipeline memory p = _basePipeline();
+        p.base = keccak256("own base");
+        bytes32 own = settlement.registerPipeline(p);
+        Voucher[] memory vs = new Voucher[](1);
+        bytes[] memory ss = new bytes[](1);
+        vs[0] = _voucher(own, 1_000_000, 0);
+        ss[0] = _signVoucher(PAYER_KEY, vs[0]);
+        vm.recordLogs();
+        vm.prank(payer);
+        equal(settlement.redeemMany(new Pipeline[](0), vs, ss), 0, "skipped");
+        Vm.Log[] memory logs = vm.getRecordedLogs();
+        equal(logs.length, 1, "one event");
+        equal(abi.decode(logs[0].data, (bytes32)), bytes32(Settlement.NotPayee.selector), "and says why");
+        equal(_balance(), 1 ether, "escrow untouched");
+    }
+
+    function test_TheNodesOwnerAndItsNewKeyRedeemWhatTheOldKeyWasGiven() public {
+        _deposit(1 ether);
+        Voucher memory v = _voucher(mix, 0, 100);
+        bytes memory s = _signVoucher(PAYER_KEY, v);
+        vm.prank(OPERATOR);
+        equal(settlement.redeem(v, s), 100, "its owner");
+        _rotateKey(node, OTHER_NODE_KEY);
+        v.cumulativeCompute = 200;
+        s = _signVoucher(PAYER_KEY, v);
+        vm.prank(vm.addr(NODE_KEY));
+        vm.expectRevert(Settlement.NotPayee.selector);
+        settlement.redeem(v, s);
+        vm.prank(vm.addr(OTHER_NODE_KEY));
+        equal(settlement.redeem(v, s), 100, "its new key");
+        vm.prank(OPERATOR);
+        nodes.deregister(node);
+        v.cumulativeCompute = 300;
+        s = _signVoucher(PAYER_KEY, v);
+        vm.prank(vm.addr(OTHER_NODE_KEY));
+        equal(settlement.redeem(v, s), 100, "out of service too");
+    }
+
+    function test_ABatchPaysTheCallersNodesOnly() public {
+        _deposit(1 ether);
+        bytes32 other = _registerNode(STRANGER, OTHER_NODE_KEY, STRANGER);
+        vm.prank(payer);
+        settlement.deposit{value: 1 ether}(other);
+        Voucher[] memory vs = new Voucher[](4);
+        bytes[] memory ss = new bytes[](4);
+        for (uint128 i; i < 4; ++i) {
+            vs[i] = _voucher(mix, 0, 100 * (i + 1));
+            if (i % 2 == 1) vs[i].node = other;
+            if (i == 3) vs[i].node = 0;
+            ss[i] = _signVoucher(PAYER_KEY, vs[i]);
+        }
+        equal(_presentMany(new Pipeline[](0), vs, ss), 300, "its own, and no other's between them");
+        equal(settlement.accountOf(payer, other).balance, 1 ether, "the other node's escrow");
     }
 
     function test_RedeemReachesThawingFunds() public {
@@ -344,6 +417,11 @@ contract RedeemTest is World {
         equal(a.thawing, 100, "thawing is capped by the balance");
         vm.prank(payer);
         equal(settlement.withdraw(node), 100, "the rest");
+    }
+
+    /// @dev Nobody has registered its base, so it is free.
+    function _unregistered() private pure returns (Pipeline memory p) {
+        p.base = keccak256("somebody's base");
     }
 
     function _checkSkips(bytes4[8] memory reasons) private {

@@ -33,7 +33,7 @@ contract SignersTest is World {
         Voucher memory v = _voucher(pipeline, 0, 300);
         bytes memory s = _signVoucher(SIGNER_KEY, v);
         vm.expectRevert(Settlement.UnauthorizedSigner.selector);
-        settlement.redeem(v, s);
+        _present(v, s);
         _authorize(payer, SIGNER_KEY);
         equal(_redeemBySigner(300), 100, "renewed by its payer");
     }
@@ -87,6 +87,6 @@ contract SignersTest is World {
 
     function _redeemBySigner(uint128 compute) private returns (uint256) {
         Voucher memory v = _voucher(pipeline, 0, compute);
-        return settlement.redeem(v, _signVoucher(SIGNER_KEY, v));
+        return _present(v, _signVoucher(SIGNER_KEY, v));
     }
 }

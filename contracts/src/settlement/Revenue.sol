@@ -201,9 +201,10 @@ abstract contract Revenue is ISettlement, Escrow, Pipelines {
     /// @dev Writes down what a redeem took out of escrow.
     function _book(bytes32 node, bytes32 pipelineId, uint256 operator, uint256 protocol, uint256 royalties) internal {
         if (operator + protocol != 0) {
-            NodeLedger storage ledger = ledgerOf[node];
+            NodeLedger memory ledger = ledgerOf[node];
             ledger.operator += uint128(operator);
             ledger.protocol += uint128(protocol);
+            ledgerOf[node] = ledger; // one write of the slot that they share
         }
         if (royalties != 0) accumulatorOf[node][pipelineId].accrued += uint128(royalties);
     }

@@ -59,7 +59,7 @@ contract Handler is World {
     }
 
     function actions() external pure returns (bytes4[] memory list) {
-        list = new bytes4[](20);
+        list = new bytes4[](21);
         list[0] = this.deposit.selector;
         list[1] = this.thaw.selector;
         list[2] = this.cancelThaw.selector;
@@ -80,6 +80,7 @@ contract Handler is World {
         list[17] = this.stake.selector;
         list[18] = this.equivocate.selector;
         list[19] = this.passOn.selector;
+        list[20] = this.redeemForAnother.selector;
     }
 
     // ---- escrow
@@ -139,7 +140,7 @@ contract Handler is World {
             uint64(bound(tokens, 0, 1e9)),
             uint128(bound(compute, 0, compute % 7 == 0 ? 20 ether : 1e15))
         );
-        _accepted(v, id, settlement.redeem(v, s));
+        _accepted(v, id, _present(v, s));
     }
 
     /// @dev Older vouchers, and ones of which one amount grew and the other fell, change nothing but open debts.
@@ -151,7 +152,7 @@ contract Handler is World {
         compute = compute % 2 == 0 ? m.compute + 1 : uint128(bound(compute, 0, m.compute));
         if (tokens == m.tokens && compute > m.compute) return;
         Voucher memory v = Voucher(w.payer, nodeIds[where % 2], pipelineIds[what % 2], tokens, compute, 0);
-        _paidOnly(v, id, settlement.redeem(v, _signVoucher(w.key, v)));
+        _paidOnly(v, id, _present(v, _signVoucher(w.key, v)));
     }
 
     function redeemBatch(uint256 where, uint256 what, uint64 tokens, uint96 compute) external {
@@ -164,6 +165,7 @@ contract Handler is World {
             (vs[i], ss[i], ids[i]) = _next(i, where, what, t, uint128(bound(compute, 0, 1e12)));
         }
         ss[1] = hex"1234";
+        vm.prank(_keyOf(nodeIds[where % 2]));
         uint256 paid = settlement.redeemMany(new Pipeline[](0), vs, ss);
         for (uint256 i; i < 3; i += 2) {
             uint256 due = _due(ids[i], vs[i]);
@@ -173,6 +175,23 @@ contract Handler is World {
             _accepted(vs[i], ids[i], part);
         }
         if (paid != expected) broken = "a batch paid another amount than its items";
+    }
+
+    /// @dev Whoever else presents a voucher, its payer above all: good signatures or not, nothing may move.
+    function redeemForAnother(uint256 who, uint256 where, uint256 what, uint64 tokens, uint96 compute) external {
+        (Voucher memory v, bytes memory s,) = _next(who, where, what, uint64(bound(tokens, 0, 1e9)), compute);
+        Voucher[] memory vs = new Voucher[](1);
+        bytes[] memory ss = new bytes[](1);
+        (vs[0], ss[0]) = (v, s);
+        address[4] memory others = [v.payer, vm.addr(wallets[who % 3].key), STRANGER, _keyOf(nodeIds[(where + 1) % 2])];
+        address caller = others[compute % 4];
+        if (nodes.mayActFor(v.node, caller)) return;
+        vm.startPrank(caller);
+        if (settlement.redeemMany(new Pipeline[](0), vs, ss) != 0) broken = "a voucher was redeemed by another";
+        try settlement.redeem(v, s) {
+            broken = "a voucher was redeemed by another";
+        } catch {}
+        vm.stopPrank();
     }
 
     function collect(uint256 who, uint256 where, uint256 what) external {

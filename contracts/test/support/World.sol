@@ -176,6 +176,15 @@ abstract contract World is Assertions {
         );
     }
 
+    /// @dev Gives a node of OPERATOR's a key that no node had.
+    function _rotateKey(bytes32 id, uint256 key) internal {
+        Vm.Wallet memory wallet = vm.createWallet(key);
+        uint64 deadline = uint64(block.timestamp) + 1 hours;
+        bytes memory proof = _sign(key, StructHash.nodeKeyProof(id, OPERATOR, deadline));
+        vm.prank(OPERATOR);
+        nodes.rotateKey(id, bytes32(wallet.publicKeyX), bytes32(wallet.publicKeyY), deadline, proof);
+    }
+
     function _authorize(address owner, uint256 key) internal {
         uint64 deadline = uint64(block.timestamp) + 1 hours;
         bytes memory proof = _sign(key, StructHash.signerProof(owner, deadline));
@@ -234,7 +243,26 @@ abstract contract World is Assertions {
     }
 
     function _redeem(Voucher memory v) internal returns (uint256 paid) {
-        return settlement.redeem(v, _signVoucher(PAYER_KEY, v));
+        return _present(v, _signVoucher(PAYER_KEY, v));
+    }
+
+    /// @dev As the voucher's node redeems it.
+    function _present(Voucher memory v, bytes memory s) internal returns (uint256 paid) {
+        vm.prank(_keyOf(v.node));
+        return settlement.redeem(v, s);
+    }
+
+    function _presentMany(Pipeline[] memory fresh, Voucher[] memory vs, bytes[] memory ss)
+        internal
+        returns (uint256 paid)
+    {
+        vm.prank(vm.addr(NODE_KEY));
+        return settlement.redeemMany(fresh, vs, ss);
+    }
+
+    /// @dev The key of one of the two nodes that tests register.
+    function _keyOf(bytes32 id) internal view returns (address) {
+        return vm.addr(id == node ? NODE_KEY : OTHER_NODE_KEY);
     }
 
     function _harvest(bytes32 pipelineId) internal {
