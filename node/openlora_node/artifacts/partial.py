@@ -34,12 +34,16 @@ from .weights import check_safetensors
 
 Progress = Callable[[int, int], object]
 """Called with bytes done and bytes in all, on whichever thread works."""
+Room = Callable[[int], object]
+"""Called before a proven chunk is written, with the bytes that are still to be proven. Raises STORAGE_FULL."""
 
 
 class Partial:
     """One download, locked against other processes until it is closed. Methods block: call them in a worker thread."""
 
-    def __init__(self, folder: Path, manifest: AnyManifest, artifact: bytes, lock: int) -> None:
+    def __init__(
+        self, folder: Path, manifest: AnyManifest, artifact: bytes, lock: int, room: Room | None = None
+    ) -> None:
         self.folder = folder
         self.artifact = artifact
         self.manifest = manifest
@@ -50,13 +54,16 @@ class Partial:
         self._slots = Slots(manifest)
         self._leaves = bytearray(HASH * self._slots.total)
         self._counting = Lock()
+        self._coming = 0
+        """Bytes that are proven and about to be kept."""
+        self._room = room
         self._lock: int | None = lock
 
     def __repr__(self) -> str:
         return f"Partial({self.artifact.hex()[:12]}, {self.done} of {self.size} bytes)"
 
     @classmethod
-    def open(cls, folder: Path, data: bytes, progress: Progress | None = None) -> Self:
+    def open(cls, folder: Path, data: bytes, progress: Progress | None = None, room: Room | None = None) -> Self:
         """Begin a download, or take up the one that lies in `folder`. `data`: the manifest's canonical bytes.
 
         Raises BUSY while another process downloads it, BAD_MANIFEST, STORAGE_FULL, STORAGE_READ_ONLY, STORAGE_FAILED.
@@ -70,7 +77,7 @@ class Partial:
                     ErrorCode.BUSY, "another process fetches this artifact: wait for it", retry_after_ms=5000
                 )
             try:
-                partial = cls(folder, manifest, artifact_id(data), lock)
+                partial = cls(folder, manifest, artifact_id(data), lock, room)
                 partial._prepare(data)
                 partial._take_up(progress or _silent)
             except BaseException:
@@ -112,15 +119,24 @@ class Partial:
         slot = self._slots.slot(file, index)
         entry = self.manifest.files[file]
         leaf = verify_chunk(self._roots[file], entry.size, index, data, proof)
-        with storage_errors():
-            with open_regular(self._path(file), os.O_WRONLY | os.O_CREAT) as descriptor:
-                write_all(descriptor, data, index * CHUNK_SIZE)
-            with open_regular(self.folder / CHUNKS, os.O_WRONLY) as descriptor:
-                write_all(descriptor, leaf, slot * HASH)
         with self._counting:
-            if not self.has(file, index):
-                self._leaves[slot * HASH : slot * HASH + HASH] = leaf
-                self.done += len(data)
+            self._coming += len(data)
+            left = self.size - self.done - self._coming
+        try:
+            if self._room is not None:
+                self._room(left)
+            with storage_errors():
+                with open_regular(self._path(file), os.O_WRONLY | os.O_CREAT) as descriptor:
+                    write_all(descriptor, data, index * CHUNK_SIZE)
+                with open_regular(self.folder / CHUNKS, os.O_WRONLY) as descriptor:
+                    write_all(descriptor, leaf, slot * HASH)
+            with self._counting:
+                if not self.has(file, index):
+                    self._leaves[slot * HASH : slot * HASH + HASH] = leaf
+                    self.done += len(data)
+        finally:
+            with self._counting:
+                self._coming -= len(data)
 
     def check(self) -> None:
         """Refuse to be taken for complete unless every file has its root and weights are safetensors.

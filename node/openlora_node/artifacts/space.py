@@ -15,7 +15,8 @@ from threading import Lock, RLock
 from ..protocol.errors import ErrorCode, OpenLoraError
 from .eviction import Candidate, victims
 from .index import Index
-from .layout import Layout, allocated, lock_folder, newest, parse_folder_name, storage_errors, sync
+from .layout import Layout, allocated, parse_folder_name, storage_errors, sync
+from .leftovers import Leftovers
 from .trees import TreeCache
 
 KEEP_FREE = 256 << 20
@@ -23,6 +24,8 @@ KEEP_FREE = 256 << 20
 PARTIAL_LIFE_S = 7 * 86_400.0
 """A download that nobody worked on for so long goes."""
 INCOMING_LIFE_S = 3_600.0
+MAX_STEP = 16 << 20
+"""Bytes that a download is given at once; a 64th of the store where that is less."""
 
 logger = logging.getLogger(__name__)
 
@@ -47,11 +50,21 @@ class Collected:
     broken: int
 
 
+@dataclass
+class _Download:
+    """Bytes on disk: what a download comes to when it is whole, and the room that was made for it so far."""
+
+    promised: int
+    room: int
+
+
 class Space:
     """Who holds on to what, and room for more. Thread-safe. `evicts`: whether this process may delete.
 
     `lock` is for making room, in worker threads, and may be held while the disk works; holding on takes another, which
     is held for a rename at most, so that an event loop may wait for it.
+
+    A manifest is anyone's promise. What it promises must fit, but nothing is evicted before its chunks are proven.
     """
 
     def __init__(
@@ -69,6 +82,7 @@ class Space:
         self._layout = layout
         self._index = index
         self._trees = trees
+        self._leftovers = Leftovers(layout, clock)
         self._cache_size = cache_size
         self._keep_free = keep_free
         self._evicts = evicts
@@ -76,11 +90,12 @@ class Space:
         self._holding = Lock()
         self._held: Counter[bytes] = Counter()
         self._promised: dict[object, int] = {}
-        self._fetched: dict[bytes, int] = {}
+        self._fetched: dict[bytes, _Download] = {}
+        self._step = min(MAX_STEP, cache_size // 64)
 
     def usage(self) -> Usage:
         """How full the store is."""
-        entries, idle = self._index.entries(), self._idle()
+        entries, idle = self._index.entries(), self._leftovers.idle(self._fetched)
         partial = sum(candidate.footprint for candidate in idle) + self._under_way()
         complete = sum(entry.footprint for entry in entries)
         return Usage(complete, partial, self._cache_size, len(entries))
@@ -136,8 +151,13 @@ class Space:
         """Room of so many bytes that nobody else is promised meanwhile. Raises STORAGE_FULL."""
         token = object()
         with self.lock:
-            self._make(needed, disk=needed)
             self._promised[token] = needed
+            try:
+                self._must_fit(disk=needed)
+                self._make(disk=needed)
+            except BaseException:
+                del self._promised[token]
+                raise
         try:
             yield
         finally:
@@ -145,15 +165,35 @@ class Space:
                 del self._promised[token]
 
     def begin(self, artifact: bytes, needed: int) -> None:
-        """Promise room to a download. Raises STORAGE_FULL, BUSY when it is under way already."""
+        """Promise room to a download; nothing goes for it yet. Raises STORAGE_FULL, BUSY when it is under way."""
         with self.lock:
             if artifact in self._fetched:
                 raise OpenLoraError(ErrorCode.BUSY, "the artifact is being fetched already", retry_after_ms=1000)
-            self._fetched[artifact] = needed
+            there = min(needed, allocated(self._layout.partial(artifact)))
+            self._fetched[artifact] = _Download(needed, there)
             try:
-                self._make(0, disk=max(0, needed - allocated(self._layout.partial(artifact))))
+                self._must_fit(disk=needed - there)
             except BaseException:
                 del self._fetched[artifact]
+                raise
+
+    def grow(self, artifact: bytes, left: int) -> None:
+        """Make room for what of a download is proven: all but `left` bytes. Raises STORAGE_FULL.
+
+        Room grows in steps: to look for what may go costs more than a chunk.
+        """
+        download = self._fetched.get(artifact)
+        if download is None or download.promised - left <= download.room:
+            return
+        with self.lock:
+            before, wanted = download.room, download.promised - max(0, left)
+            if wanted <= before:
+                return
+            download.room = min(download.promised, wanted + self._step)
+            try:
+                self._make(disk=download.room - before)
+            except BaseException:
+                download.room = before
                 raise
 
     def end(self, artifact: bytes) -> None:
@@ -173,95 +213,72 @@ class Space:
     def collect(self) -> Collected:
         """Remove what nothing needs: remains of crashes, forgotten downloads, what exceeds the space."""
         with self.lock, storage_errors():
-            freed = self._sweep(self._layout.trash, 0.0) + self._sweep(self._layout.incoming, INCOMING_LIFE_S)
+            freed = self._leftovers.sweep(self._layout.trash, 0.0)
+            freed += self._leftovers.sweep(self._layout.incoming, INCOMING_LIFE_S)
             self._index.refresh()
             broken = tuple(self._index.broken)
             for artifact in broken:
                 freed += allocated(self._layout.artifact(artifact))
                 self.delete(artifact)
                 self._index.broken.discard(artifact)
-            idle = [c for c in self._idle() if self._clock() - c.last_used > PARTIAL_LIFE_S]
-            gone = [candidate for candidate in idle if self._give_up(candidate.artifact)]
+            idle = [c for c in self._leftovers.idle(self._fetched) if self._clock() - c.last_used > PARTIAL_LIFE_S]
+            gone = [candidate for candidate in idle if self._leftovers.give_up(candidate.artifact)]
             freed += sum(candidate.footprint for candidate in gone)
             before = {entry.artifact: entry.footprint for entry in self._index.entries()}
             with suppress(OpenLoraError):  # what is pinned or held may exceed the space: nothing more can go
-                self._make(0, disk=0)
+                self._make(disk=0)
             evicted = set(before) - {entry.artifact for entry in self._index.entries()}
         return Collected(freed + sum(before[artifact] for artifact in evicted), len(evicted), len(gone), len(broken))
 
-    def _make(self, needed: int, *, disk: int) -> None:
-        """Evict until `needed` more bytes fit the store's space and `disk` more the disk. Raises STORAGE_FULL.
+    def _make(self, *, disk: int) -> None:
+        """Evict until what has room fits the store's space and `disk` more bytes the disk. Raises STORAGE_FULL.
 
         It ends: each time that it begins again, one artifact more is held.
         """
+        excess, candidates = self._excess(0, disk)
+        chosen = self._victims(candidates, excess)
+        with storage_errors():
+            for victim in chosen:
+                if victim.partial:
+                    self._leftovers.give_up(victim.artifact)
+                elif self.delete(victim.artifact):
+                    logger.info("evicted %s", victim.artifact.hex())
+                else:  # taken since: somebody else has to go
+                    self._make(disk=disk)
+                    return
+
+    def _must_fit(self, *, disk: int) -> None:
+        """Refuse what could not fit beside all that is promised, with `disk` more bytes. Raises STORAGE_FULL."""
+        excess, candidates = self._excess(sum(d.promised - d.room for d in list(self._fetched.values())), disk)
+        self._victims(candidates, excess)
+
+    def _excess(self, more: int, disk: int) -> tuple[int, list[Candidate]]:
+        """Bytes that have to go for `more` in the store and `disk` on the disk, and what may go."""
         with storage_errors():
             status = os.statvfs(self._layout.root)
             self._index.refresh()
-            entries, idle = self._index.entries(), self._idle()
+            entries, idle = self._index.entries(), self._leftovers.idle(self._fetched)
         used = sum(e.footprint for e in entries) + sum(c.footprint for c in idle) + self._under_way()
-        over = used + needed - self._cache_size if self._evicts else 0  # a guest may exceed it: the writer evicts
+        over = used + more - self._cache_size if self._evicts else 0  # a guest may exceed it: the writer evicts
         excess = max(over, disk + self._keep_free - status.f_bavail * status.f_frsize)
         if excess <= 0:
-            return
+            return 0, []
         pinned = self.pinned()
         free = [
             Candidate(entry.artifact, entry.footprint, self._index.last_used(entry.artifact))
             for entry in entries
             if entry.artifact not in self._held and entry.artifact not in pinned
         ]
-        chosen = victims([*idle, *free], excess) if self._evicts else None
+        return excess, [*idle, *free]
+
+    def _victims(self, candidates: list[Candidate], excess: int) -> tuple[Candidate, ...]:
+        chosen = victims(candidates, excess) if self._evicts or excess <= 0 else None
         if chosen is None:
             raise OpenLoraError(
                 ErrorCode.STORAGE_FULL,
                 "the artifact does not fit: raise artifacts.cache_size, free disk space or unpin others",
             )
-        with storage_errors():
-            for victim in chosen:
-                if victim.partial:
-                    self._give_up(victim.artifact)
-                elif self.delete(victim.artifact):
-                    logger.info("evicted %s", victim.artifact.hex())
-                else:  # taken since: somebody else has to go
-                    self._make(needed, disk=disk)
-                    return
+        return chosen
 
     def _under_way(self) -> int:
-        return sum(list(self._fetched.values())) + sum(list(self._promised.values()))
-
-    def _idle(self) -> list[Candidate]:
-        """Downloads on disk that nobody works on, in any process."""
-        found = []
-        for entry in os.scandir(self._layout.partials):
-            artifact = parse_folder_name(entry.name)
-            if artifact is not None and artifact not in self._fetched:
-                folder = Path(entry.path)
-                with suppress(OSError):
-                    lock = lock_folder(folder)
-                    if lock is not None:
-                        os.close(lock)
-                        found.append(Candidate(artifact, allocated(folder), newest(folder), partial=True))
-        return found
-
-    def _give_up(self, artifact: bytes) -> bool:
-        folder = self._layout.partial(artifact)
-        lock = lock_folder(folder)
-        if lock is None:
-            return False
-        self._layout.discard(folder)
-        os.close(lock)
-        return True
-
-    def _sweep(self, parent: Path, life: float) -> int:
-        """Delete what lies in a folder for longer than `life` seconds and nobody locks; the bytes freed."""
-        freed = 0
-        for entry in os.scandir(parent):
-            path = Path(entry.path)
-            if not entry.is_dir(follow_symlinks=False):
-                self._layout.discard(path)
-                continue
-            lock = lock_folder(path) if self._clock() - newest(path) > life or life == 0 else None
-            if lock is not None:
-                freed += allocated(path)
-                self._layout.discard(path)
-                os.close(lock)
-        return freed
+        return sum(d.room for d in list(self._fetched.values())) + sum(list(self._promised.values()))

@@ -255,8 +255,8 @@ class ArtifactStore:
     async def begin(self, data: bytes, *, limit: int | None = None, progress: Progress | None = None) -> Partial:
         """Begin or take up a download. `data`: the canonical manifest; `limit`: most bytes of files that may come.
 
-        Raises BAD_MANIFEST, UNSUPPORTED beyond the limit, STORAGE_FULL when no eviction makes enough room, BUSY while
-        another task or process downloads it. The caller gives it to `finish`, `leave` or `discard`.
+        Raises BAD_MANIFEST, UNSUPPORTED beyond the limit, STORAGE_FULL when no eviction could make enough room, BUSY
+        while another task or process downloads it. The caller gives it to `finish`, `leave` or `discard`.
         """
         manifest = decode_manifest(data)
         check_contents(manifest)
@@ -405,7 +405,9 @@ class ArtifactStore:
         artifact = artifact_id(data)
         self._space.begin(artifact, footprint(manifest))
         try:
-            return Partial.open(self._layout.partial(artifact), data, progress)
+            return Partial.open(
+                self._layout.partial(artifact), data, progress, lambda left: self._space.grow(artifact, left)
+            )
         except BaseException:
             self._space.end(artifact)
             raise
@@ -416,6 +418,7 @@ class ArtifactStore:
 
     def _finish(self, partial: Partial) -> Path:
         partial.check()
+        self._space.grow(partial.artifact, 0)
         with storage_errors():
             self._place(partial.folder, partial.artifact)
             self._layout.discard(partial.folder)  # only there if another process was first

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, invariant, rule, run_state_machine_as_test
 
 from openlora_node.artifacts import ArtifactStore, Partial, footprint
+from openlora_node.artifacts.contents import content_size
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.manifest import AnyManifest
 from support.artifacts_folders import ABOUT, adapter_folder
@@ -21,6 +22,8 @@ from support.artifacts_folders import ABOUT, adapter_folder
 SIZES = (1_000, 100_000, 300_000, 300_001, 600_000)
 CACHE = 1_400_000
 """Not all of them fit at once."""
+STEP = CACHE // 64
+"""By which the room of a download grows."""
 
 
 class StoreModel(RuleBasedStateMachine):
@@ -41,6 +44,7 @@ class StoreModel(RuleBasedStateMachine):
         self.pins: set[bytes] = set()
         self.held: dict[bytes, Any] = {}
         self.fetching: dict[bytes, Partial] = {}
+        self.room: dict[bytes, int] = {}
         self.store = self.open()
 
     def open(self) -> ArtifactStore:
@@ -55,17 +59,39 @@ class StoreModel(RuleBasedStateMachine):
     def pick(self, number: int) -> bytes:
         return self.ids[number % len(self.ids)]
 
-    def evicted(self, needed: int) -> list[bytes] | None:
-        """What the model throws out for so many more bytes; None when they cannot fit."""
-        taken = sum(footprint(self.manifests[a]) for a in [*self.here, *self.fetching]) + needed
-        gone = []
+    def evicted(self, needed: int, promised: int = 0) -> list[bytes] | None:
+        """What the model throws out for so many more bytes; None when these and what is promised cannot fit."""
+        taken = sum(footprint(self.manifests[a]) for a in self.here) + sum(self.room.values()) + needed
+        gone, free = [], 0
         for artifact in sorted(self.here, key=lambda a: (self.here[a], a)):
-            if taken <= CACHE:
-                break
             if artifact not in self.pins and artifact not in self.held:
-                gone.append(artifact)
-                taken -= footprint(self.manifests[artifact])
-        return gone if taken <= CACHE else None
+                if taken - free > CACHE:
+                    gone.append(artifact)
+                    taken -= footprint(self.manifests[artifact])
+                else:
+                    free += footprint(self.manifests[artifact])
+        return gone if taken + promised - free <= CACHE else None
+
+    def promised(self) -> int:
+        """Bytes that downloads may still ask room for."""
+        return sum(footprint(self.manifests[a]) - self.room[a] for a in self.fetching)
+
+    def forget(self, gone: list[bytes]) -> None:
+        for victim in gone:
+            del self.here[victim]
+
+    def grow(self, artifact: bytes, left: int) -> bool:
+        """Room for what of a download is proven; False when nothing more may go for it."""
+        whole, before = footprint(self.manifests[artifact]), self.room[artifact]
+        if whole - left <= before:
+            return True
+        wanted = min(whole, whole - left + STEP)
+        gone = self.evicted(wanted - before)
+        if gone is None:
+            return False
+        self.room[artifact] = wanted
+        self.forget(gone)
+        return True
 
     @rule(number=st.integers(0, 4))
     def publish(self, number: int) -> None:
@@ -74,7 +100,7 @@ class StoreModel(RuleBasedStateMachine):
         source = self.sources[artifact]
         names = [entry.path for entry in self.manifests[artifact].files]
         needed = sum((source / name).stat().st_size for name in names) + 4096 * (len(names) + 4)
-        gone = self.evicted(needed)
+        gone = self.evicted(needed, self.promised())
         try:
             assert self.run(self.store.add_folder(source, "adapter", ABOUT)) == artifact
         except OpenLoraError as error:
@@ -82,8 +108,7 @@ class StoreModel(RuleBasedStateMachine):
             assert gone is None
             return
         assert gone is not None
-        for victim in gone:
-            del self.here[victim]
+        self.forget(gone)
         self.here.setdefault(artifact, self.now)
 
     @rule(number=st.integers(0, 4))
@@ -138,16 +163,15 @@ class StoreModel(RuleBasedStateMachine):
         artifact = self.pick(number)
         if artifact in self.here:
             return None
-        gone = None if artifact in self.fetching else self.evicted(footprint(self.manifests[artifact]))
+        fits = self.evicted(0, self.promised() + footprint(self.manifests[artifact])) is not None
         try:
             self.fetching[artifact] = self.run(self.store.begin(self.manifests[artifact].encode()))
         except OpenLoraError as error:
             assert error.code is (ErrorCode.BUSY if artifact in self.fetching else ErrorCode.STORAGE_FULL)
-            assert gone is None
+            assert artifact in self.fetching or not fits
             return None
-        assert gone is not None
-        for victim in gone:
-            del self.here[victim]
+        assert fits
+        self.room[artifact] = 0  # and nothing goes for a promise
         return artifact
 
     @rule(artifact=downloads, count=st.integers(1, 4))
@@ -158,9 +182,19 @@ class StoreModel(RuleBasedStateMachine):
         for file, first, length in partial.missing()[:1]:
             self.run(self._receive(partial, artifact, file, first, min(length, count)))
 
-    async def _receive(self, partial: Partial, artifact: bytes, file: int, first: int, count: int) -> None:
+    async def _receive(self, partial: Partial, artifact: bytes, file: int, first: int, count: int) -> bool:
         async for piece in self.origin.reader(artifact, file, first, count):
-            await self.store.keep(partial, file, piece.index, piece.data, piece.proof)
+            done = partial.done
+            fits = self.grow(artifact, content_size(self.manifests[artifact]) - done - len(piece.data))
+            try:
+                await self.store.keep(partial, file, piece.index, piece.data, piece.proof)
+            except OpenLoraError as error:
+                assert error.code is ErrorCode.STORAGE_FULL
+                assert not fits
+                assert partial.done == done
+                return False
+            assert fits
+        return True
 
     @rule(artifact=consumes(downloads), give_up=st.booleans())
     def finish(self, artifact: bytes | None, give_up: bool) -> None:
@@ -178,12 +212,13 @@ class StoreModel(RuleBasedStateMachine):
                     assert error.code is ErrorCode.BAD_CHUNK
                 else:
                     raise AssertionError("a download with holes was taken for complete")
-            for file, first, length in partial.missing():
-                self.run(self._receive(partial, artifact, file, first, length))
-            self.run(self.store.finish(partial))
-            # Somebody may have published it meanwhile.
-            self.here.setdefault(artifact, self.now)
-        del self.fetching[artifact]
+            if all(self.run(self._receive(partial, artifact, *part)) for part in partial.missing()):
+                self.run(self.store.finish(partial))
+                # Somebody may have published it meanwhile.
+                self.here.setdefault(artifact, self.now)
+            else:
+                self.run(self.store.discard(partial))
+        del self.fetching[artifact], self.room[artifact]
 
     @rule()
     def crash_and_reopen(self) -> None:
@@ -196,6 +231,7 @@ class StoreModel(RuleBasedStateMachine):
             self.store._layout.discard(self.store._layout.partial(artifact))
         self.held.clear()
         self.fetching.clear()
+        self.room.clear()
         self.store.close()
         self.store = self.open()
 
@@ -205,6 +241,7 @@ class StoreModel(RuleBasedStateMachine):
         assert self.store.pinned() == self.pins
         usage = self.store.usage()
         assert usage.complete == sum(footprint(self.manifests[artifact]) for artifact in self.here)
+        assert usage.partial == sum(self.room.values())
         assert usage.complete + usage.partial <= CACHE
         names = {entry.name for entry in (self.home / "store" / ".partial").iterdir()}
         assert names == {artifact.hex() for artifact in self.fetching}

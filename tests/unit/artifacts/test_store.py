@@ -337,6 +337,80 @@ async def test_an_artifact_that_is_taken_while_it_was_to_go_stays(
         assert await store.verify(ids[0]) == ()
 
 
+async def test_a_manifest_alone_evicts_nothing_and_what_is_proven_evicts_as_it_comes(tmp_path: Path) -> None:
+    now = 1_000_000.0
+    with (
+        ArtifactStore.open(tmp_path / "origin", 64 * MIB, keep_free=0) as origin,
+        ArtifactStore.open(tmp_path / "store", 4 * MIB, keep_free=0, clock=lambda: now) as store,
+    ):
+        ids = []
+        for number in range(4):
+            now += 100
+            ids.append(
+                await store.add_folder(
+                    adapter_folder(tmp_path / str(number), chunks(3.5), seed=number), "adapter", ABOUT
+                )
+            )
+        large = await origin.add_folder(adapter_folder(tmp_path / "large", chunks(12), seed=9), "adapter", ABOUT)
+        manifest = origin.manifest(large)
+        assert manifest is not None
+        used = store.usage()
+        partial = await store.begin(manifest.encode())
+        assert store.usage() == used, "a promise takes nothing"
+        with pytest.raises(OpenLoraError) as error:
+            await store.begin(_manifest_of_size(chunks(12)).encode())
+        refused(error, ErrorCode.STORAGE_FULL)
+        for index in range(12):
+            with pytest.raises(OpenLoraError) as error:
+                await store.keep(partial, 1, index, b"x" * CHUNK_SIZE, (bytes(32),) * 4)
+            refused(error, ErrorCode.BAD_CHUNK)
+        assert store.usage() == used, "nor do chunks that prove nothing"
+        here = []
+        for file, first, count in partial.missing():
+            async for piece in origin.reader(large, file, first, count):
+                await store.keep(partial, file, piece.index, piece.data, piece.proof)
+                here.append(len(store.ids()))
+                assert store.usage().complete + store.usage().partial <= 4 * MIB
+        assert here[0] == 4
+        assert sorted(set(here), reverse=True) == [4, 3, 2, 1], "one after the other"
+        assert here == sorted(here, reverse=True)
+        await store.finish(partial)
+        assert store.ids() == {ids[3], large}
+
+
+async def test_a_download_whose_room_was_pinned_meanwhile_stops_and_keeps_what_came(tmp_path: Path) -> None:
+    with (
+        ArtifactStore.open(tmp_path / "origin", 64 * MIB, keep_free=0) as origin,
+        ArtifactStore.open(tmp_path / "store", 2 * MIB, keep_free=0) as store,
+    ):
+        pinned = await store.add_folder(adapter_folder(tmp_path / "0", chunks(4)), "adapter", ABOUT)
+        large = await origin.add_folder(adapter_folder(tmp_path / "large", chunks(6), seed=9), "adapter", ABOUT)
+        manifest = origin.manifest(large)
+        assert manifest is not None
+        partial = await store.begin(manifest.encode())
+        store.pin(pinned)
+        pieces = [(file, p) for file, *rest in partial.missing() async for p in origin.reader(large, file, *rest)]
+        with pytest.raises(OpenLoraError) as error:
+            for file, piece in pieces:
+                await store.keep(partial, file, piece.index, piece.data, piece.proof)
+        refused(error, ErrorCode.STORAGE_FULL)
+        assert partial.done > 2 * CHUNK_SIZE
+        store.unpin(pinned)
+        for file, piece in pieces:
+            await store.keep(partial, file, piece.index, piece.data, piece.proof)
+        await store.finish(partial)
+        assert store.ids() == {large}
+        assert await store.verify(large) == ()
+
+
+def _manifest_of_size(size: int) -> AdapterManifest:
+    files = (
+        FileEntry(path="adapter_config.json", root="00" * 32, size=2),
+        FileEntry(path="adapter_model.safetensors", root="00" * 32, size=size),
+    )
+    return AdapterManifest(config={}, files=files, base="sha256:" + BASE_ID.hex())
+
+
 async def test_what_does_not_fit_is_refused_before_it_is_copied(tmp_path: Path) -> None:
     with ArtifactStore.open(tmp_path / "store", MIB, keep_free=0) as store:
         kept = await store.add_folder(adapter_folder(tmp_path / "small"), Kind.ADAPTER, ABOUT)
