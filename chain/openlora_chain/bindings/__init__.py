@@ -6,6 +6,7 @@ contract refuses raises ChainError REVERTED with the custom error's name in the 
 
 from .artifact_registry import Artifact as Artifact
 from .artifact_registry import ArtifactRegistry as ArtifactRegistry
+from .artifact_registry import Policy as Policy
 from .artifact_registry import TermsTuple as TermsTuple
 from .artifact_registry import TermsVersion as TermsVersion
 from .contract import Calldata as Calldata

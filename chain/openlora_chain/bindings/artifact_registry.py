@@ -33,6 +33,15 @@ class TermsVersion:
     components: tuple[tuple[bytes, int], ...]
 
 
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """A door's rule: mode 0 (public), 1 (allow-list), 2 (licence); what a licence lasts in seconds and costs in wei."""
+
+    mode: int
+    duration: int
+    price: int
+
+
 class ArtifactRegistry(Contract):
     """Artifacts, their owners, terms and access policies."""
 
@@ -67,6 +76,18 @@ class ArtifactRegistry(Contract):
     async def has_access(self, artifact: bytes, scope: int, subject: bytes) -> bool:
         """Whether a payer (scope use) or node (scope host), as 32 bytes, may."""
         return bool((await self._read("hasAccess", artifact, scope, subject))[0])
+
+    async def policy_of(self, artifact: bytes, scope: int) -> Policy:
+        """Who passes a door, and what a licence costs; public while the artifact is unregistered."""
+        return Policy(*(await self._read("policyOf", artifact, scope))[0])
+
+    async def licensed_until(self, artifact: bytes, scope: int, subject: bytes) -> int:
+        """Last second of a subject's (32 bytes) licence, unix; 0 without one."""
+        return int((await self._read("licensedUntil", artifact, scope, subject))[0])
+
+    async def is_listed(self, artifact: bytes, scope: int, subject: bytes) -> bool:
+        """Whether a subject (32 bytes) stands on a door's list."""
+        return bool((await self._read("isListed", artifact, scope, subject))[0])
 
     async def commitment_of(self, owner: bytes, artifact: bytes, salt: bytes) -> bytes:
         """What `commit` takes."""

@@ -81,6 +81,10 @@ class Settlement(Contract):
         """Seconds that escrow thaws."""
         return int((await self._read("ESCROW_THAW"))[0])
 
+    async def signer_thaw(self) -> int:
+        """Seconds for which a revoked signer's vouchers still redeem."""
+        return int((await self._read("SIGNER_THAW"))[0])
+
     async def recipient_of(self, account: bytes) -> bytes:
         """Where an account's claims and withdrawals go."""
         return bytes((await self._read("recipientOf", account))[0])

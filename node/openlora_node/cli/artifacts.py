@@ -13,7 +13,8 @@ import typer
 
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.ids import format_artifact_id, parse_artifact_id
-from .artifacts_chain import deny, grant, price, register
+from .artifacts_access import buy, deny, grant
+from .artifacts_chain import price, register
 from .chain_errors import run
 from .exits import exit_for
 from .options import NOUN, AsJson, ConfigFile, Sets, load_config
@@ -295,7 +296,7 @@ def gc(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) ->
     run(work())
 
 
-for command in (register, price, grant, deny):
+for command in (register, price, grant, deny, buy):
     app.command()(command)
 
 

@@ -1,4 +1,4 @@
-"""The part of `openlora artifacts` that writes to the chain: register, price, grant, deny."""
+"""The part of `openlora artifacts` that writes to the chain: register and price."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import os
 import time
 from collections.abc import Sequence
-from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,7 +17,6 @@ from ..protocol.ids import (
     format_address,
     format_artifact_id,
     format_bytes,
-    parse_address,
     parse_artifact_id,
     parse_bytes32,
 )
@@ -31,8 +29,6 @@ if TYPE_CHECKING:
     from ..protocol.manifest import AnyManifest
 
 KINDS = {"base": 1, "adapter": 2, "dataset": 3}
-USE, HOST = 0, 1
-PUBLIC, ALLOW_LIST, LICENCE = 0, 1, 2
 MAX_METADATA = 512
 REVEAL_PATIENCE_S = 300.0
 """Beyond the least age of a commitment: until some block is late enough."""
@@ -47,12 +43,6 @@ Components = Annotated[
 Credits = Annotated[
     int | None,
     typer.Option("--credits", metavar="BPS", help="A dataset's part of its income that is shared out by use."),
-]
-ScopeOption = Annotated[
-    str, typer.Option("--scope", help="use: which payers may use it; host: which nodes may hold its files.")
-]
-Subjects = Annotated[
-    list[str] | None, typer.Argument(metavar="[SUBJECT]...", help="Payer addresses for use, node ids for host.")
 ]
 
 
@@ -134,7 +124,7 @@ async def price(
     """Give an artifact new terms; what is not named stays. The old terms redeem for a while longer."""
     wanted = parse_artifact_id(artifact)
     async with open_desk(options) as desk:
-        entry = await _owned(options, desk, wanted)
+        entry = await owned(options, desk, wanted)
         now = await desk.artifacts.terms_of(wanted, entry.latest_version)
         terms: TermsTuple = (
             now.rate if rate is None else amount(rate),
@@ -151,61 +141,6 @@ async def price(
             "oldTermsRedeemFor": f"{await desk.artifacts.terms_grace()} s",
         }
         await carry_out(options, desk, [Step("set new terms", desk.artifacts.set_terms(wanted, terms))], facts)
-
-
-@with_options(Writing)
-async def grant(
-    options: Writing,
-    artifact: Id,
-    subjects: Subjects = None,
-    scope: ScopeOption = "use",
-    everyone: Annotated[bool, typer.Option("--everyone", help="Open the door to all.")] = False,
-    licence: Annotated[
-        str | None, typer.Option("--licence", metavar="AMOUNT", help="Sell licences at this price instead.")
-    ] = None,
-    lasts: Annotated[
-        str, typer.Option("--lasts", metavar="DURATION", help="How long a licence lasts, such as 30d.")
-    ] = "30d",
-) -> None:
-    """Let payers use an artifact, or nodes hold it: those named, all, or whoever buys a licence."""
-    wanted, door = parse_artifact_id(artifact), _scope(scope)
-    if everyone and licence is not None:
-        raise typer.BadParameter("a door is open to everyone or sells licences")
-    async with open_desk(options) as desk:
-        await _owned(options, desk, wanted)
-        steps = _listing(desk, wanted, door, subjects, listed=True)
-        if everyone:
-            steps.append(Step("open the door to all", desk.artifacts.set_policy(wanted, door, PUBLIC, 0, 0)))
-        if licence is not None:
-            seconds = int(_duration(lasts).total_seconds())
-            call = desk.artifacts.set_policy(wanted, door, LICENCE, amount(licence), seconds)
-            steps.append(Step("sell licences", call))
-        if not steps:
-            raise typer.BadParameter("name subjects, --everyone or --licence")
-        await carry_out(options, desk, steps, {"artifact": artifact, "scope": scope})
-
-
-@with_options(Writing)
-async def deny(
-    options: Writing,
-    artifact: Id,
-    subjects: Subjects = None,
-    scope: ScopeOption = "use",
-    everyone: Annotated[
-        bool, typer.Option("--everyone", help="Close the door to all but the listed and the owner.")
-    ] = False,
-) -> None:
-    """Take payers or nodes off an artifact's list, or close a door to all who are not on it."""
-    wanted, door = parse_artifact_id(artifact), _scope(scope)
-    async with open_desk(options) as desk:
-        await _owned(options, desk, wanted)
-        steps = _listing(desk, wanted, door, subjects, listed=False)
-        if everyone:
-            call = desk.artifacts.set_policy(wanted, door, ALLOW_LIST, 0, 0)
-            steps.append(Step("close the door to all but the listed", call))
-        if not steps:
-            raise typer.BadParameter("name subjects or --everyone")
-        await carry_out(options, desk, steps, {"artifact": artifact, "scope": scope})
 
 
 async def _registering(desk: ChainDesk, owner: bytes, artifact: bytes, salt: bytes, call: Calldata) -> list[Step]:
@@ -236,17 +171,8 @@ async def _registering(desk: ChainDesk, owner: bytes, artifact: bytes, salt: byt
     return [Step("commit to the registration", desk.artifacts.commit(commitment)), reveal]
 
 
-def _listing(
-    desk: ChainDesk, artifact: bytes, door: int, subjects: Sequence[str] | None, *, listed: bool
-) -> list[Step]:
-    if not subjects:
-        return []
-    parsed = [_subject(text, door) for text in subjects]
-    call = desk.artifacts.set_listed(artifact, door, parsed, listed=listed)
-    return [Step("put on the list" if listed else "take off the list", call)]
-
-
-async def _owned(options: Writing, desk: ChainDesk, artifact: bytes) -> Artifact:
+async def owned(options: Writing, desk: ChainDesk, artifact: bytes) -> Artifact:
+    """The registered artifact, if the sender owns it. Raises OpenLoraError NOT_FOUND, CHAIN_FAILED."""
     entry = await desk.artifacts.artifact_of(artifact)
     if not any(entry.owner):
         raise OpenLoraError(
@@ -292,28 +218,6 @@ def _components(texts: Sequence[str]) -> list[tuple[bytes, int]]:
             raise typer.BadParameter("a component is ID=BPS, such as sha256:…=1500")
         parts.append((bytes(parse_artifact_id(artifact)), int(bps)))
     return sorted(parts)
-
-
-def _scope(text: str) -> int:
-    if text not in ("use", "host"):
-        raise typer.BadParameter("a scope is use or host")
-    return USE if text == "use" else HOST
-
-
-def _subject(text: str, door: int) -> bytes:
-    try:
-        return parse_address(text).rjust(32, b"\0") if door == USE else parse_bytes32(text)
-    except OpenLoraError as error:
-        raise typer.BadParameter(f"{error.message} ({'a payer' if door == USE else 'a node'} is meant)") from None
-
-
-def _duration(text: str) -> timedelta:
-    from ..config.units import parse_duration
-
-    try:
-        return parse_duration(text)
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from None
 
 
 def _salt_file(desk: ChainDesk, artifact: bytes, owner: bytes) -> Path:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..openai import Body, BodyError
 from ..protocol.errors import ErrorCode
-from ..protocol.ids import format_artifact_id
+from ..protocol.ids import format_address, format_artifact_id
 from ..protocol.pipeline import WEIGHT_ONE, Adapter, Pipeline
 from ..protocol.pricing import RoyaltySchedule
 from .models import Part, Wanted, known, wanted
@@ -63,8 +63,13 @@ class Preparer:
         self._check_kinds(terms)
         for entry in terms:
             if not await self._chain.has_access(entry.artifact, self._payer):
+                command = (
+                    f"openlora artifacts buy {format_artifact_id(entry.artifact)} --for {format_address(self._payer)}"
+                )
                 raise BodyError(
-                    ErrorCode.ACCESS_DENIED, f"buy or ask for access to {self.names.name_of(entry.artifact)}", "model"
+                    ErrorCode.ACCESS_DENIED,
+                    f"buy or ask for access to {self.names.name_of(entry.artifact)}: `{command}`",
+                    "model",
                 )
         versions = {entry.artifact: entry.version for entry in terms}
         adapters = [Adapter(id=part.id, terms_version=versions[part.id], weight=part.weight) for part in parts]

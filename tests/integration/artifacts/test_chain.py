@@ -102,8 +102,18 @@ async def test_register_price_grant_and_deny(devnet_at: tuple[str, Path], tmp_pa
         assert not await world.artifacts.has_access(ids["adapter"], HOST, bytes(32)), "strangers may not hold it"
         await cli.json("artifacts", "grant", adapter, "--licence", "1 OPEN", "--lasts", "7d", *paying)
         await world.fund(payer.address, 3 * ETHER)
-        await world.send(payer, world.artifacts.buy(ids["adapter"], USE, subject, ETHER, 7 * 86_400, ETHER))
+        buying = ("--key", await cli.key(payer, "payer"), "--password-file", cli.password)
+        plan = await cli.json("artifacts", "buy", adapter, *buying)
+        assert (plan["sent"], plan["value"]) == (False, str(ETHER))
+        assert plan["plan"]["steps"][0]["gas"] > 21_000
+        assert not await world.artifacts.has_access(ids["adapter"], USE, subject)
+        await cli.json("artifacts", "buy", adapter, *buying, "--yes")
         assert await world.artifacts.has_access(ids["adapter"], USE, subject)
+        assert await world.artifacts.claimable(owner.address) == ETHER, "the price is the owner's"
+        until = await world.artifacts.licensed_until(ids["adapter"], USE, subject)
+        plan = await cli.json("artifacts", "buy", adapter, *buying, "--most", "1 OPEN")
+        assert plan["plan"]["steps"][0]["step"] == "prolong the licence"
+        assert int(plan["plan"]["until"]) == until + 7 * 86_400
         await cli.json("artifacts", "grant", adapter, "--everyone", *paying)
 
         for wrong in (

@@ -6,6 +6,7 @@ import asyncio
 import secrets
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,8 +15,9 @@ import pytest
 from openlora_node.chainview import Scope
 from openlora_node.journal import Reader
 from openlora_node.protocol.eip712 import Domain
-from openlora_node.protocol.ids import parse_artifact_id
+from openlora_node.protocol.ids import format_artifact_id, parse_artifact_id
 from openlora_node.protocol.structs import Request
+from support.chain_cli import ChainCli
 from support.chain_world import BASE, OWNER, PAYER, ChainWorld, fresh_wallet
 from support.daemon_payer import Asked, HttpPayer
 from support.daemon_world import NodeProcess, running_node
@@ -24,7 +26,7 @@ from .conftest import MakeHome
 from .test_life import DOORS, payer_of, run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
-PUBLIC, ALLOW_LIST = 0, 1
+PUBLIC, LICENCE = 0, 2
 
 
 async def refusal(payer: HttpPayer, asked: Asked, **fields: Any) -> tuple[int, str]:
@@ -113,14 +115,20 @@ async def nothing_was_charged(node: NodeProcess, payer: HttpPayer, paid: Any) ->
 
 
 async def access_is_taken_and_given_back(node: NodeProcess, world: ChainWorld, payer: HttpPayer, good: Asked) -> None:
-    """The base's owner lists who may use it: the payer is refused once the node has heard of it."""
+    """The base's owner sells licences: the payer is refused once the node has heard of it, until it has bought one."""
     base = bytes(parse_artifact_id((await node.ask("/status"))["base"]))
     if not any((await world.artifacts.artifact_of(base)).owner):
         await world.register_artifact(OWNER, base, BASE)
-    await world.send(OWNER, world.artifacts.set_policy(base, Scope.USE, ALLOW_LIST, 0, 0))
+    await world.send(OWNER, world.artifacts.set_policy(base, Scope.USE, LICENCE, 10**15, 3_600))
     try:
         await until_refused_with("ACCESS_DENIED", payer, good)
         assert await refusal(payer, again(payer, good)) == (403, "ACCESS_DENIED")
+        chain = node.home.settings["chain"]
+        (folder := node.home.root / "payer").mkdir()
+        cli = ChainCli(folder, chain["rpc_urls"][0], Path(chain["deployment_file"]))
+        paying = ("--key", await cli.key(PAYER, "payer"), "--password-file", cli.password, "--yes")
+        await cli.json("artifacts", "buy", format_artifact_id(base), *paying)
+        await until_refused_with("ESCROW_TOO_LOW", payer, good)
     finally:
         await world.send(OWNER, world.artifacts.set_policy(base, Scope.USE, PUBLIC, 0, 0))
     await until_refused_with("ESCROW_TOO_LOW", payer, good)

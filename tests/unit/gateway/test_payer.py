@@ -504,7 +504,7 @@ async def test_the_chain_decides_what_a_bare_id_means(tmp_path: Path) -> None:
 async def test_access_and_an_unreachable_chain_are_told_before_anything_is_sent(tmp_path: Path) -> None:
     async with world(tmp_path) as w:
         w.chain.denied.add(POET)
-        with pytest.raises(OpenLoraError, match="poet") as caught:
+        with pytest.raises(OpenLoraError, match=r"poet: `openlora artifacts buy sha256:.* --for 0x") as caught:
             await w.ask(model="tiny+poet")
         assert caught.value.code is ErrorCode.ACCESS_DENIED
         w.chain.down = True
