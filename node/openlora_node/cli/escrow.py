@@ -9,10 +9,12 @@ import typer
 from ..protocol.ids import format_address, format_bytes
 from .chaindesk import Reading, address, amount, node_id, open_desk, with_options
 from .chainwrite import Step, Writing, carry_out
+from .escrow_signer import app as signer
 from .options import NOUN
 from .output import print_json, print_table
 
 app = typer.Typer(help="Set money aside for nodes, and take it back.", no_args_is_help=True, **NOUN)
+app.add_typer(signer, name="signer")
 
 Node = Annotated[str, typer.Argument(metavar="NODE", help="Node id.")]
 Amount = Annotated[str, typer.Argument(metavar="AMOUNT", help="Such as '2 OPEN' or '500 gwei'.")]

@@ -37,6 +37,7 @@ from ..protocol.crypto import Address
 from ..protocol.eip712 import Domain
 from ..protocol.errors import ErrorCode, OpenLoraError
 from ..protocol.health import Level, ServiceHealth
+from ..protocol.ids import format_address
 from ..settlement import make_outbox
 from .door import listen, write_text
 from .endpoint import Endpoint
@@ -292,7 +293,11 @@ async def _money(outbox: Outbox, recovery: Recovery, purse: Purse, parts: ChainP
     else:
         try:
             if not await parts.view.may_sign(purse.payer, purse.signer.address):
-                reason = "gateway.payer has not authorised the key here: nodes refuse what it signs"
+                wallet = format_address(purse.payer)
+                reason = (
+                    "gateway.payer has not authorised the key here, so nodes refuse what it signs:"
+                    f" `openlora escrow signer authorize --from {wallet} --calldata`, for the wallet to send"
+                )
         except OpenLoraError as error:
             reason = error.message
     return ServiceHealth("escrow", Level.DEGRADED if reason else Level.UP, reason)

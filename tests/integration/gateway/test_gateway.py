@@ -6,17 +6,22 @@ import asyncio
 import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import openai
 import pytest
 from typer.testing import CliRunner
 
+from openlora_chain.deployment import load_deployment
+from openlora_chain.rpc import Rpc
 from openlora_node.gateway.app import Gateway
 from openlora_node.journal import Reader, spending
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
-from support.chain_world import PAYER, running_devnet
-from support.gateway_network import POET, Town, gateway, gateway_config, serving_node, town
+from openlora_node.protocol.ids import format_address
+from support.chain_cli import ChainCli
+from support.chain_world import PAYER, ChainWorld, fresh_wallet, running_devnet
+from support.gateway_network import POET, RunningNode, Town, gateway, gateway_config, serving_node, town
 
 MESSAGES = [{"role": "user", "content": "the quick brown fox"}]
 
@@ -184,6 +189,46 @@ def _spend(config: object) -> dict[str, list[dict[str, str]]]:
     )
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
+
+
+async def test_a_key_that_a_wallet_authorizes_spends_the_wallets_escrow(home: Town) -> None:
+    """Until then /healthz names the command; with it the same gateway is served, on the wallet's account."""
+    wallet, signer = (fresh_wallet(f"gateway {name} {home.folder}") for name in ("wallet", "signer"))
+    cli = ChainCli(home.folder, home.url, home.deployment)
+    async with Rpc(home.url) as rpc:
+        world = ChainWorld(rpc, load_deployment(home.deployment))
+        for account in (wallet, signer):
+            await world.fund(account.address)
+    async with (
+        serving_node(home, "one") as node,
+        gateway(home, "payer", [node], wallet=signer, payer=format_address(wallet.address)) as running,
+        client(running) as ai,
+        aiohttp.ClientSession() as http,
+    ):
+        async with http.get(f"{running.url}/healthz") as answer:
+            (escrow,) = [one for one in (await answer.json())["services"] if one["name"] == "escrow"]
+        command = escrow["reason"].split("`")[1]
+        assert command.startswith("openlora escrow signer authorize")
+        assert format_address(wallet.address) in command
+        paying = ("--key", await cli.key(wallet, "wallet"), "--password-file", cli.password, "--yes")
+        agreeing = ("--signer-key", await cli.key(signer, "signer"), "--signer-password-file", cli.password)
+        await cli.json("escrow", "signer", "authorize", *agreeing, *paying)
+        async with asyncio.timeout(30):
+            while not await running.chain.view.may_sign(wallet.address, signer.address):
+                await asyncio.sleep(0.1)
+        completion = await ai.chat.completions.create(model="tiny", messages=MESSAGES, max_tokens=5)  # type: ignore[arg-type]
+        assert completion.choices[0].finish_reason == "length"
+        await running.requests.idle()
+        (row,) = await asyncio.to_thread(_ledgers, node, wallet.address)
+        assert row.voucher is not None
+        async with http.get(f"{running.url}/healthz") as answer:
+            (escrow,) = [one for one in (await answer.json())["services"] if one["name"] == "escrow"]
+        assert escrow["level"] == "up"
+
+
+def _ledgers(node: RunningNode, payer: bytes) -> list[Any]:
+    with Reader(node.journal.path) as reader:
+        return list(reader.ledgers(payer, node.node, 9))
 
 
 async def test_it_starts_without_a_chain_and_says_so(home: Town) -> None:

@@ -145,6 +145,39 @@ async def test_a_program_signs_for_the_sender(world: ChainWorld, cli: ChainCli, 
     assert shown["balance"] == str(ETHER)
 
 
+async def test_a_wallet_authorizes_a_signer_and_revokes_it(world: ChainWorld, cli: ChainCli) -> None:
+    wallet, signer = fresh_wallet("signer wallet"), fresh_wallet("signer key")
+    await world.fund(wallet.address)
+    key = await cli.key(signer, "signer")
+    paying = ("--key", await cli.key(wallet, "wallet"), "--password-file", cli.password)
+    agreeing = ("--signer-key", key, "--signer-password-file", cli.password)
+    plan = await cli.json("escrow", "signer", "authorize", *agreeing, *paying)
+    assert (plan["sent"], plan["plan"]["signer"]) == (False, format_address(signer.address))
+    assert not await world.settlement.may_sign(wallet.address, signer.address)
+    # What the plan would send is good for the wallet alone, wherever it is.
+    (cold,) = (
+        await cli.json(
+            "escrow", "signer", "authorize", *agreeing, "--from", format_address(wallet.address), "--calldata"
+        )
+    )["calls"]
+    to, data = bytes.fromhex(cold["to"][2:]), bytes.fromhex(cold["data"][2:])
+    with pytest.raises(Reverted):
+        await world.rpc.call(Call(fresh_wallet("signer thief").address, to, data, 0))
+    await world.rpc.call(Call(wallet.address, to, data, 0))
+
+    await cli.json("escrow", "signer", "authorize", *agreeing, *paying, "--yes")
+    assert await world.settlement.may_sign(wallet.address, signer.address)
+    shown = await cli.json("escrow", "signer", "show", format_address(signer.address))
+    assert (shown["payer"], shown["state"]) == (format_address(wallet.address), "authorized")
+    done = await cli.json("escrow", "signer", "thaw", format_address(signer.address), *paying, "--yes")
+    _, ends_at = await world.settlement.signer_of(signer.address)
+    assert 0 <= ends_at - int(done["endsAt"]) < 60, "as the plan said, but for the block's own second"
+    here = ("--set", f"keys.keystore_file={key}")
+    assert (await cli.json("escrow", "signer", "show", *here))["state"] == "thawing"
+    await cli.json("escrow", "signer", "authorize", *agreeing, *paying, "--yes")
+    assert (await cli.json("escrow", "signer", "show", *here))["state"] == "authorized", "called off"
+
+
 @pytest.mark.parametrize(
     ("line", "status", "says"),
     [
