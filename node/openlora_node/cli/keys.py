@@ -10,8 +10,8 @@ import typer
 
 from ..protocol.ids import format_address
 from .chain_errors import run, translated
-from .options import NOUN, AsJson
-from .output import print_json
+from .options import NOUN, AsJson, ConfigFile, Sets, load_config
+from .output import print_json, print_table, print_text
 
 if TYPE_CHECKING:
     from openlora_chain.password import Password
@@ -107,6 +107,38 @@ def show(file: File, as_json: AsJson = False) -> None:
     except ChainError as error:
         raise translated(error) from None
     print_json({"address": address}) if as_json else print(address)
+
+
+@app.command("list")
+def list_(config: ConfigFile = None, sets: Sets = None, as_json: AsJson = False) -> None:
+    """List the key files of this machine: of the configuration and the data directory. Asks no password.
+
+    A keystore's address is what the file claims; only its password proves it.
+    """
+    from .keyring import key_files
+
+    found = key_files(load_config(config, sets).config)
+    rows = [
+        {
+            "address": None if file.address is None else format_address(file.address),
+            "kind": file.kind,
+            "encrypted": file.encrypted,
+            "file": str(file.path),
+            "problem": file.problem,
+        }
+        for file in found
+    ]
+    if as_json:
+        print_json(rows)
+    elif not rows:
+        print_text("no key files: `openlora init` makes a node's, `openlora keys new FILE` any other")
+    else:
+        sealed = {True: "yes", False: "no", None: "-"}
+        cells = [
+            (str(row["address"] or "-"), str(row["kind"]), sealed[file.encrypted], str(row["file"]), file.problem)
+            for row, file in zip(rows, found, strict=True)
+        ]
+        print_table(("address", "kind", "encrypted", "file", "problem"), cells)
 
 
 def _password(file: Path | None, *, confirm: bool = False, prompt: str = "Password") -> Password:

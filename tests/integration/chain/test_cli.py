@@ -44,6 +44,9 @@ def test_keys_from_import_to_backup(tmp_path: Path, password: Path) -> None:
     imported = json.loads(call(keys.app, "import", file, "--password-file", password, "--json", stdin=SECRET))
     shown = json.loads(call(keys.app, "show", file, "--json"))
     assert shown["address"] == imported["address"]
+    here = ("--set", f"keys.keystore_file={file}", "--set", f"node.data_dir={tmp_path}")
+    (listed,) = json.loads(call(keys.app, "list", *here, "--json"))
+    assert (listed["address"], listed["encrypted"], listed["problem"]) == (imported["address"], True, "")
     output = call(keys.app, "backup", file, "--to", copy, "--password-file", password)
     output += call(keys.app, "export", file, "--to", bare, "--yes", "--password-file", password)
     assert bare.read_text().strip() == SECRET
