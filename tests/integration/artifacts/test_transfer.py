@@ -11,10 +11,12 @@ from pathlib import Path
 import pytest
 from libp2p.security.noise.io import MAX_PLAINTEXT_LENGTH, NoiseTransportReadWriter
 
-from openlora_node.artifacts import Piece
+from openlora_node.artifacts import ArtifactStore, Piece
 from openlora_node.network import session as session_module
 from openlora_node.network.buckets import Allowance
 from openlora_node.network.identity import Peer
+from openlora_node.network.transfer import Fetcher
+from openlora_node.network.transfer_sources import of_peers
 from openlora_node.protocol.chunks import CHUNK_SIZE, ChunkTree, chunk_hash
 from openlora_node.protocol.errors import ErrorCode, OpenLoraError
 from openlora_node.protocol.manifest import AdapterManifest, FileEntry
@@ -199,6 +201,87 @@ async def test_a_source_that_stops_is_overtaken_and_one_that_dies_replaced(tmp_p
         assert same(folder, source, ["adapter_model.safetensors"])
         await stopped[0]
         assert len(slow.sent) == 3
+
+
+class Dripping(Twisted):
+    """Sends a chunk now and then, each within the time that a source has for one."""
+
+    def __init__(self, store: ArtifactStore, pause_s: float) -> None:
+        super().__init__(store, lambda piece: piece)
+        self.pause_s = pause_s
+
+    async def reader(self, artifact: bytes, file: int, first: int, count: int) -> AsyncGenerator[Piece, None]:
+        async for piece in self.store.reader(artifact, file, first, count):
+            await asyncio.sleep(self.pause_s)
+            self.sent.append(piece.index)
+            yield piece
+
+
+async def test_sources_that_drip_give_their_places_to_those_who_wait(tmp_path: Path) -> None:
+    options = replace(HASTY, sources=2, min_rate=chunks(8), slack_s=0.5)
+    async with AsyncExitStack() as stack:
+        mine, *stores = [stack.enter_context(open_store(tmp_path / name)) for name in ("a", "drip", "drop", "steady")]
+        a = await stack.enter_async_context(node(mine, fetch=options))
+        drips = [Dripping(store, 1.0) for store in stores[:2]]
+        drip, drop = [await stack.enter_async_context(node(each.store, sends=each)) for each in drips]
+        steady = await stack.enter_async_context(node(stores[2]))
+        source = adapter_folder(tmp_path / "in", chunks(100))
+        artifact = await publish(source, drip, drop, steady)
+        await a.meet(drip, drop, steady)
+        folder = await a.fetch(artifact, drip, drop, steady)
+        assert same(folder, source, ["adapter_model.safetensors"])
+        assert steady.sender.sent_bytes > chunks(80), "the third was asked, and did nearly all of it"
+        assert await a.points(drip) == await a.points(drop) == 0, "to be slow is no fault"
+
+
+async def test_a_slow_source_is_asked_again_when_those_who_waited_have_nothing(tmp_path: Path) -> None:
+    options = replace(HASTY, sources=1, min_rate=chunks(8), slack_s=0.5)
+    with open_store(tmp_path / "slow") as store, open_store(tmp_path / "empty") as nothing:
+        asked = asyncio.Event()
+
+        class Empty(Twisted):
+            def manifest(self, artifact: bytes) -> None:
+                asked.set()
+
+        slow = Twisted(store, lambda piece: piece, gate=asked)
+        with open_store(tmp_path / "a") as mine:
+            async with (
+                node(mine, fetch=options) as a,
+                node(store, sends=slow) as b,
+                node(nothing, sends=Empty(nothing, lambda piece: piece)) as c,
+            ):
+                source = adapter_folder(tmp_path / "in", chunks(5))
+                artifact = await publish(source, b)
+                await a.meet(b, c)
+                assert same(await a.fetch(artifact, b, c), source, ["adapter_model.safetensors"])
+                assert asked.is_set()
+
+
+async def test_a_fetch_from_drips_alone_ends_and_the_next_goes_on_from_there(tmp_path: Path) -> None:
+    options = replace(HASTY, min_rate=1 << 40, whole_s=3.0)
+    with open_store(tmp_path / "drip") as store, open_store(tmp_path / "a") as mine:
+        async with (
+            nodes(tmp_path, 1) as (steady,),
+            node(mine, fetch=options) as a,
+            node(store, sends=Dripping(store, 0.2)) as drip,
+        ):
+            artifact = await publish(adapter_folder(tmp_path / "in", chunks(60)), drip, steady)
+            await a.meet(drip, steady)
+            kept = 0
+
+            def progress(done: int, total: int) -> None:
+                nonlocal kept
+                kept = done
+
+            with pytest.raises(OpenLoraError, match="too slow") as error:
+                await a.fetch(artifact, drip, progress=progress)
+            assert error.value.code is ErrorCode.NODE_LOST
+            assert 0 < kept < chunks(60)
+            assert a.fetcher._running == {}
+            patient = Fetcher(mine, lambda peer: a.network.open(peer, ARTIFACT), HASTY)
+            assert (await patient.fetch(artifact, of_peers([steady.id]))).is_dir()
+            total = sum(entry.size for entry in a.store.manifest(artifact).files)  # type: ignore[union-attr]
+            assert steady.sender.sent_bytes <= total - kept
 
 
 async def test_when_the_only_source_dies_what_came_stays_and_another_continues(tmp_path: Path) -> None:
