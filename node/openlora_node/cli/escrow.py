@@ -9,7 +9,7 @@ import typer
 from ..protocol.ids import format_address, format_bytes
 from .chaindesk import Reading, address, amount, node_id, open_desk, with_options
 from .chainwrite import Step, Writing, carry_out
-from .escrow_signer import app as signer
+from .escrow_signer import signer
 from .options import NOUN
 from .output import print_json, print_table
 

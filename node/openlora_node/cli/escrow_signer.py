@@ -16,7 +16,7 @@ from .options import NOUN
 if TYPE_CHECKING:
     from openlora_chain.wallet import Wallet
 
-app = typer.Typer(help="Let a key sign for a wallet whose escrow pays, and revoke it.", no_args_is_help=True, **NOUN)
+signer = typer.Typer(help="Let a key sign for a wallet whose escrow pays, and revoke it.", no_args_is_help=True, **NOUN)
 
 PROOF_S = 86_400
 """How long the signer's agreement counts: time for a wallet elsewhere to send it."""
@@ -36,7 +36,7 @@ SignerHere = Annotated[
 ]
 
 
-@app.command()
+@signer.command()
 @with_options(Writing)
 async def authorize(
     options: Writing, signer_key: SignerKey = None, signer_password_file: SignerPassword = None
@@ -73,7 +73,7 @@ async def authorize(
         await carry_out(options, desk, [Step("authorize the signer", call)], facts)
 
 
-@app.command()
+@signer.command()
 @with_options(Writing)
 async def thaw(options: Writing, signer: Signer) -> None:
     """Revoke a key of the sender's. What it signed, and signs meanwhile, redeems until the thaw is over."""
@@ -95,7 +95,7 @@ async def thaw(options: Writing, signer: Signer) -> None:
         await carry_out(options, desk, [Step("revoke the signer", desk.settlement.thaw_signer(found))], facts)
 
 
-@app.command()
+@signer.command()
 @with_options(Reading)
 async def show(options: Reading, signer: SignerHere = None) -> None:
     """Print whom a key signs for, and until when."""
@@ -118,8 +118,8 @@ async def show(options: Reading, signer: SignerHere = None) -> None:
     print_facts(facts, (), as_json=options.as_json)
 
 
-app.command("authorise", hidden=True)(authorize)
-app.command("revoke", hidden=True)(thaw)
+signer.command("authorise", hidden=True)(authorize)
+signer.command("revoke", hidden=True)(thaw)
 
 
 async def _signer(desk: ChainDesk, file: Path | None, password_file: Path | None) -> Wallet:

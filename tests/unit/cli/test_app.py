@@ -2,8 +2,10 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import typer
@@ -50,9 +52,18 @@ def test_every_noun_is_a_file_with_an_app_and_help() -> None:
 def test_every_command_takes_json() -> None:
     for noun in NOUNS:
         group = typer.main.get_command(import_module(f"openlora_node.cli.{noun.name}").app)
-        for name in group.list_commands(typer.Context(group)):
-            assert "--json" in runner.invoke(app, [noun.name, name, "--help"]).stdout, f"{noun.name} {name}"
+        for line in commands_of(group):
+            assert "--json" in runner.invoke(app, [noun.name, *line, "--help"]).stdout, f"{noun.name} {line}"
     assert "--json" in runner.invoke(app, ["version", "--help"]).stdout
+
+
+def commands_of(group: Any) -> Iterator[list[str]]:
+    """The words after the noun, of every command below it."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from ([name, *rest] for rest in commands_of(command))
+        else:
+            yield [name]
 
 
 def test_no_file_of_the_folder_is_a_forgotten_noun() -> None:
